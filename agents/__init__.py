@@ -1,0 +1,1 @@
+"""What happens to a record: one file a hop, pure rules under `rules/`."""

@@ -1,0 +1,1 @@
+"""What flows, and where it waits. Knows no agent and no trainer."""

@@ -1,0 +1,176 @@
+"""Every record that flows, in the order in which it flows. JSON on Kafka, `msgspec.Struct` in code.
+
+Unknown fields are ignored on decode; a missing or wrong required field raises `msgspec.ValidationError`.
+This module imports neither faust nor redis nor torch (tested).
+"""
+
+from typing import Literal, TypeVar
+
+import msgspec
+
+Role = Literal["system", "user", "assistant", "tool"]
+Split = Literal["train", "eval"]
+Outcome = Literal[
+    "admitted",
+    "below_threshold",
+    "low_quality",
+    "near_duplicate",
+    "category_full",
+    "evicted",
+    "held_out",
+    "exact_repeat",
+    "contaminated",
+]
+Phase = Literal["queued", "sft", "dpo", "gate", "promote", "done", "failed", "rejected"]
+
+
+class Message(msgspec.Struct, frozen=True):
+    """One turn of an OpenAI chat list."""
+
+    role: Role
+    content: str
+
+
+class RawPrompt(msgspec.Struct, omit_defaults=True):
+    """`prompts.raw`: what any app may write. Exactly one of `prompt` and `messages` is given."""
+
+    prompt: str | None = None
+    messages: list[Message] | None = None
+    id: str | None = None
+    user_id: str | None = None
+    source: str | None = None
+    ts: str | int | float | None = None
+    """RFC 3339 text or epoch milliseconds."""
+    response: str | None = None
+    """What production answered."""
+    feedback: float | None = None
+    """-1..1, what the user thought of `response`."""
+    metadata: dict[str, str] = {}
+
+
+class AcceptedPrompt(msgspec.Struct, kw_only=True):
+    """`prompts.accepted`: a valid, normalised, redacted prompt that was not seen before."""
+
+    id: str
+    """The given id, or `topic:partition:offset`: the same on every redelivery."""
+    prompt_id: str
+    """SHA-256 (hex) of the normalised conversation: what exact repeats are found by."""
+    messages: list[Message]
+    """The last one has the role `user`."""
+    split: Split = "train"
+    """`eval` for the share set aside for evaluation; never trained on."""
+    ts: int
+    """Epoch milliseconds."""
+    user_id: str | None = None
+    source: str | None = None
+    response: str | None = None
+    feedback: float | None = None
+    metadata: dict[str, str] = {}
+    redacted: dict[str, int] = {}
+    """How many spans of each kind were replaced."""
+
+
+class ScoredPrompt(AcceptedPrompt, kw_only=True):
+    """`prompts.scored`: with the judge's answers."""
+
+    difficulty: float
+    """1..9, the mean of the judge's distribution."""
+    quality: float
+    """1..9, the same."""
+    category: str
+    label_mass: float
+    """0..1, probability that the judge put on the labels at all (the least of its answers)."""
+    judge: str
+    """Id of the judge: scores of two judges are never compared."""
+
+
+class CuratedOutcome(msgspec.Struct, kw_only=True):
+    """`prompts.curated`: what became of a record, with the numbers that decided."""
+
+    id: str
+    outcome: Outcome
+    rank_key: float | None = None
+    threshold: float | None = None
+    """Rank key to beat at that moment; null while the buffer has room."""
+    detail: str | None = None
+    """The other record (near duplicate, exact repeat), the category, the value that failed."""
+    ts: int
+    """Epoch milliseconds."""
+
+
+class DeadLetter(msgspec.Struct, kw_only=True):
+    """`prompts.dead`: the original bytes and why they could not go on."""
+
+    reason: str
+    error: str
+    topic: str
+    partition: int
+    offset: int
+    value: bytes
+    """Base64 in JSON."""
+    ts: int
+
+
+class Candidate(msgspec.Struct, kw_only=True):
+    """An answer to a member's prompt with its reward."""
+
+    text: str
+    reward: float
+    origin: Literal["teacher", "production"]
+    model: str | None = None
+
+
+class Member(msgspec.Struct, kw_only=True):
+    """An item of the buffer."""
+
+    prompt: ScoredPrompt
+    rank_key: float
+    admitted_at: int
+    """Epoch milliseconds."""
+    near_duplicates: int = 0
+    """How many alike were refused or replaced in its favour."""
+    candidates: list[Candidate] = []
+    """Empty until `answer` has been there."""
+
+
+class TrainRequest(msgspec.Struct, kw_only=True):
+    """`train.requests`: one run to do. The run id is the request's identity."""
+
+    run_id: str
+    snapshot: str
+    """Folder (local path or fsspec URL) with `manifest.json`."""
+    reasons: list[str]
+    base_model: str
+    parent_adapter: str | None = None
+    """Registry version that training starts from; null starts from the base model."""
+    requested_at: int
+    fencing: int = 0
+    """Number of the trigger's lease: a request with a lower number than one already seen is stale."""
+
+
+class TrainEvent(msgspec.Struct, kw_only=True):
+    """`train.events`: a run reached a phase."""
+
+    run_id: str
+    phase: Phase
+    metrics: dict[str, float | int | str | bool | None] = {}
+    ts: int
+
+
+T = TypeVar("T")
+
+
+def encode(record: msgspec.Struct) -> bytes:
+    """JSON bytes of a record."""
+    return msgspec.json.encode(record)
+
+
+_decoders: dict[type, msgspec.json.Decoder[object]] = {}
+
+
+def decode(kind: type[T], value: bytes) -> T:
+    """The record in `value`. Raises `msgspec.MsgspecError` (also for bytes that are not UTF-8)."""
+    decoder = _decoders.get(kind)
+    if decoder is None:
+        decoder = _decoders.setdefault(kind, msgspec.json.Decoder(kind))
+    return decoder.decode(value)  # type: ignore[return-value]

@@ -1,0 +1,368 @@
+"""All settings, one section a part. `haypile.yaml` < environment `HAYPILE_SECTION__FIELD` < flags of the command.
+
+Unknown keys are errors. Secrets (fields of type `SecretStr`) are taken from the environment only.
+"""
+
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+import yaml
+from pydantic import AnyHttpUrl, BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic_settings import (
+    BaseSettings,
+    PydanticBaseSettingsSource,
+    SettingsConfigDict,
+    SettingsError as PydanticSettingsError,
+    YamlConfigSettingsSource,
+)
+
+from streams.errors import SettingsError
+
+Url = Annotated[str, Field(min_length=1)]
+
+
+class Section(BaseModel):
+    """A section: frozen, unknown keys are errors, docstrings become descriptions."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True)
+
+
+def _http_url(value: str) -> str:
+    AnyHttpUrl(value)
+    return value.rstrip("/")
+
+
+class KafkaSettings(Section):
+    """The broker and how we consume from it."""
+
+    bootstrap: str = "127.0.0.1:9092"
+    """Comma-separated host:port."""
+    topic_prefix: str = ""
+    """Before every topic name; lets several haypiles share a cluster."""
+    group: str = "haypile"
+    """Consumer group of the workers."""
+    partitions: int = Field(8, ge=1, le=10_000)
+    """Of each prompts topic when haypile creates it: the upper bound of workers on one hop."""
+    replication: int = Field(1, ge=1)
+    """Of each topic when haypile creates it. 3 in production."""
+    session_timeout_s: float = Field(30, ge=6, le=300)
+    """A silent worker's partitions move after this."""
+    max_message_bytes: int = Field(2_000_000, ge=10_000)
+    """Largest record that we produce (dead letters carry the original in base64: 4/3 of its size)."""
+
+    @field_validator("bootstrap")
+    @classmethod
+    def _bootstrap(cls, value: str) -> str:
+        for part in value.split(","):
+            host, _, port = part.strip().rpartition(":")
+            if not host or not port.isdigit() or not 0 < int(port) < 65536:
+                raise ValueError(f"{part!r} is not host:port")
+        return value
+
+
+class RedisSettings(Section):
+    """Redis or Valkey."""
+
+    url: str = "redis://127.0.0.1:6379/0"
+    """redis://, rediss:// or unix://."""
+    namespace: str = Field("haypile", pattern=r"^[A-Za-z0-9_.-]+$")
+    """All keys are `{namespace}:…`: one hash slot."""
+
+    @field_validator("url")
+    @classmethod
+    def _url(cls, value: str) -> str:
+        if not value.startswith(("redis://", "rediss://", "unix://")):
+            raise ValueError("must start with redis://, rediss:// or unix://")
+        return value
+
+
+class IngestSettings(Section):
+    """What is let in."""
+
+    max_bytes: int = Field(200_000, ge=100)
+    """A larger raw record is a dead letter (`too_large`)."""
+    repeat_window_s: int = Field(30 * 86_400, ge=1)
+    """An exact repeat within this is refused. 30 days: about 100 bytes of Redis a prompt."""
+    eval_share: float = Field(0.02, ge=0, lt=1)
+    """Share of prompts (by hash) set aside for evaluation."""
+    redact: bool = True
+    """Replace personal data and secrets before anything is stored."""
+    decontaminate: list[Path] = []
+    """Files of benchmark prompts (JSONL); what shares a 13-gram with one is refused."""
+    decontaminate_ngram: int = Field(13, ge=3)
+    """Words of an n-gram; 13 is GPT-3's (arXiv 2005.14165, appendix C)."""
+
+
+class JudgeSettings(Section):
+    """The model that rates prompts."""
+
+    urls: list[Url] = ["http://127.0.0.1:8000"]
+    """vLLM servers; all serve the same model and adapter."""
+    model: str = "judge"
+    """Name under which vLLM serves the judge (a base model or a LoRA)."""
+    revision: str = ""
+    """Free text that tells judges of the same name apart (a digest of its weights): part of the judge's id."""
+    rubric: Path | None = None
+    """File with a rubric of your own; null takes the built-in one."""
+    max_chars: int = Field(4000, ge=200)
+    """The judge sees at most this much of a prompt (its head and tail); halved when vLLM says it is too long."""
+    min_label_mass: float = Field(0.5, ge=0, le=1)
+    """Under this probability on the labels an answer is not a rating: `judge_unreadable`."""
+    concurrency: int = Field(32, ge=1)
+    """Requests in flight for each URL."""
+    timeout_s: float = Field(30, gt=0)
+    """Of one request. Under the Kafka session timeout, so that a rebalance never waits for it."""
+    api_key: SecretStr | None = None
+    """Sent as a bearer token. From the environment only."""
+
+    _check = field_validator("urls")(lambda cls, urls: [_http_url(u) for u in urls])
+
+
+class BufferSettings(Section):
+    """The rolling top-k."""
+
+    capacity: int = Field(30_000, ge=1)
+    """Members. 30,000 is PiKa's size (arXiv 2510.06670)."""
+    eval_capacity: int = Field(1_000, ge=1)
+    """Held-out prompts that are kept (the hardest) for the gate."""
+    half_life_s: float | None = Field(None, gt=0)
+    """After this time a prompt counts like one of half the difficulty; null: rank by difficulty alone."""
+    category_share: float = Field(0.4, gt=0, le=1)
+    """A category holds at most this share of the capacity; 1 is no cap."""
+    near_duplicate: float | None = Field(0.8, gt=0, lt=1)
+    """Jaccard similarity of word shingles from which two prompts are alike; null: keep both."""
+    min_quality: float = Field(3.0, ge=1, le=9)
+    """Under this the prompt is refused whatever its difficulty."""
+
+
+class AnswerSettings(Section):
+    """Candidate answers of members."""
+
+    urls: list[Url] = ["http://127.0.0.1:8000"]
+    """vLLM servers of the teacher."""
+    model: str = "teacher"
+    """Name under which vLLM serves the teacher."""
+    k: int = Field(5, ge=1, le=64)
+    """Answers a prompt; Magpie's and PiKa's recipe takes 5."""
+    temperature: float = Field(0.8, ge=0, le=2)
+    """Magpie's value."""
+    top_p: float = Field(0.95, gt=0, le=1)
+    """Nucleus."""
+    max_tokens: int = Field(1024, ge=1)
+    """Of one answer."""
+    when: Literal["admission", "settled", "run"] = "settled"
+    """At admission, once a member has stayed for `settle_s`, or only when a run needs it."""
+    settle_s: float = Field(600, ge=0)
+    """For `settled`: most newcomers of a young buffer are evicted soon; answers for them are wasted."""
+    batch: int = Field(16, ge=1)
+    """Members answered at once."""
+    interval_s: float = Field(5, gt=0)
+    """How often to look for members without answers."""
+    concurrency: int = Field(16, ge=1)
+    """Requests in flight for each URL."""
+    timeout_s: float = Field(300, gt=0)
+    """Of one request."""
+    api_key: SecretStr | None = None
+    """Sent as a bearer token. From the environment only."""
+
+    _check = field_validator("urls")(lambda cls, urls: [_http_url(u) for u in urls])
+
+
+class RewardSettings(Section):
+    """How answers are rewarded."""
+
+    kind: Literal["judge", "classifier"] = "judge"
+    """`judge`: the judge's rating of the answer; `classifier`: a reward model behind vLLM's `/classify`."""
+    urls: list[Url] = []
+    """For `classifier`; empty: the judge's."""
+    model: str | None = None
+    """For `classifier`: its served name. For `judge`: null means the judge's."""
+    max_chars: int = Field(6000, ge=200)
+    """The rewarder sees at most this much of the prompt and of the answer together."""
+
+    _check = field_validator("urls")(lambda cls, urls: [_http_url(u) for u in urls])
+
+
+class TriggerSettings(Section):
+    """When to train (the policy)."""
+
+    interval_s: float = Field(60, gt=0)
+    """How often to decide."""
+    min_members: int = Field(5_000, ge=1)
+    """Minimum fill."""
+    min_answered: float = Field(0.8, ge=0, le=1)
+    """Share of members that must have answers (with `answer.when: run` it is not asked)."""
+    min_new: int = Field(3_000, ge=0)
+    """Members admitted since the last run's snapshot: a reason to train."""
+    max_age_s: float | None = Field(7 * 86_400, gt=0)
+    """Longest time since the last run: a reason to train; null: never by age."""
+    min_shift: float | None = Field(0.2, gt=0)
+    """Population stability index of the difficulty distribution since the last run: a reason to train."""
+    cooldown_s: float = Field(6 * 3_600, ge=0)
+    """Shortest time between two runs."""
+    max_runs_per_day: int = Field(4, ge=1)
+    """Budget."""
+    paused: bool = False
+    """Never train while set."""
+    lease_s: float = Field(60, gt=1)
+    """A trigger that died is replaced after this."""
+
+
+class TrainingSettings(Section):
+    """Where and how runs are done."""
+
+    recipe: str = "qwen2.5-7b"
+    """Name of a recipe in `trainers/recipes` or a path to a YAML file."""
+    base_model: str | None = None
+    """Folder or hub name; null takes the recipe's."""
+    snapshots: str = "var/snapshots"
+    """Local folder or fsspec URL."""
+    registry: Path = Path("var/registry")
+    """Folder of the adapters; every vLLM server must see it under the same path."""
+    work_dir: Path = Path("var/runs")
+    """Checkpoints and logs of runs."""
+    group: str = "haypile-trainer"
+    """Consumer group of the trainers."""
+
+
+class ServingSettings(Section):
+    """The vLLM servers that serve the trained model to users."""
+
+    urls: list[Url] = ["http://127.0.0.1:8000"]
+    """Each loads every promoted adapter."""
+    model: str = "base"
+    """Name under which vLLM serves the base model."""
+    adapter_prefix: str = Field("haypile", pattern=r"^[A-Za-z0-9_.-]+$")
+    """Adapters are served as `prefix-version`."""
+    timeout_s: float = Field(120, gt=0)
+    """Of loading an adapter."""
+    reconcile_s: float = Field(15, gt=0)
+    """How often the trainer looks whether every server has the champion."""
+    api_key: SecretStr | None = None
+    """Sent as a bearer token. From the environment only."""
+
+    _check = field_validator("urls")(lambda cls, urls: [_http_url(u) for u in urls])
+
+
+class WorkerSettings(Section):
+    """The process that runs agents."""
+
+    agents: list[Literal["ingest", "score", "curate", "answer", "trigger"]] = [
+        "ingest",
+        "score",
+        "curate",
+        "answer",
+        "trigger",
+    ]
+    """Which hops this process runs."""
+    window: int = Field(256, ge=1, le=100_000)
+    """Records in progress for each hop: bounds memory, and what is repeated after a kill."""
+    drain_s: float = Field(10, gt=0)
+    """On SIGTERM and on a rebalance, records in progress get this long; then they are left for redelivery."""
+    metrics_port: int = Field(9108, ge=0, le=65535)
+    """Prometheus; 0 is off."""
+
+
+class Settings(BaseSettings):
+    """Everything. See each section."""
+
+    model_config = SettingsConfigDict(
+        env_prefix="HAYPILE_",
+        env_nested_delimiter="__",
+        extra="forbid",
+        frozen=True,
+        use_attribute_docstrings=True,
+    )
+
+    kafka: KafkaSettings = KafkaSettings()
+    redis: RedisSettings = RedisSettings()
+    ingest: IngestSettings = IngestSettings()
+    judge: JudgeSettings = JudgeSettings()
+    buffer: BufferSettings = BufferSettings()
+    answer: AnswerSettings = AnswerSettings()
+    reward: RewardSettings = RewardSettings()
+    trigger: TriggerSettings = TriggerSettings()
+    training: TrainingSettings = TrainingSettings()
+    serving: ServingSettings = ServingSettings()
+    worker: WorkerSettings = WorkerSettings()
+    trainer_metrics_port: int = Field(9109, ge=0, le=65535)
+    """Prometheus of the trainer; 0 is off."""
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    """Of haypile's own loggers."""
+
+    @classmethod
+    def settings_customise_sources(
+        cls,
+        settings_cls: type[BaseSettings],
+        init_settings: PydanticBaseSettingsSource,
+        env_settings: PydanticBaseSettingsSource,
+        dotenv_settings: PydanticBaseSettingsSource,
+        file_secret_settings: PydanticBaseSettingsSource,
+    ) -> tuple[PydanticBaseSettingsSource, ...]:
+        """Flags (which come in as `init`) > environment > file; no dotenv, no secrets folder."""
+        return init_settings, env_settings, YamlConfigSettingsSource(settings_cls, yaml_file=config_file())
+
+
+CONFIG_VARIABLE = "HAYPILE_CONFIG"
+
+
+def config_file() -> Path | None:
+    """The settings file: `HAYPILE_CONFIG` (set by `--config`, inherited by child processes), else ./haypile.yaml."""
+    named = os.environ.get(CONFIG_VARIABLE)
+    if named:
+        return Path(named)
+    default = Path("haypile.yaml")
+    return default if default.exists() else None
+
+
+def load_settings(flags: Mapping[str, Any] | None = None) -> Settings:
+    """Settings of this process; `flags` is a nested mapping that beats all else.
+
+    Raises `SettingsError` with one line that names the key, where it comes from and what is wrong.
+    """
+    _check_file(config_file())
+    _check_environment(os.environ)
+    try:
+        return Settings(**dict(flags or {}))
+    except ValidationError as error:
+        problems = "; ".join(_describe(e["loc"], e["msg"], e["type"]) for e in error.errors())
+        raise SettingsError(f"settings: {problems}") from None
+    except PydanticSettingsError as error:
+        raise SettingsError(f"settings: {error}") from None
+
+
+def _describe(loc: tuple[int | str, ...], message: str, kind: str) -> str:
+    key = ".".join(str(part) for part in loc)
+    if kind == "extra_forbidden":
+        return f"{key} is not a setting (see `haypile config show`)"
+    return f"{key}: {message.removeprefix('Value error, ')}"
+
+
+def _check_environment(environ: Mapping[str, str]) -> None:
+    for name in environ:
+        if not name.upper().startswith("HAYPILE_") or name.upper() == CONFIG_VARIABLE:
+            continue
+        top = name[len("HAYPILE_") :].lower().split("__")[0]
+        if top not in Settings.model_fields:
+            raise SettingsError(f"settings: the environment variable {name} is not a setting (see `haypile config show`)")
+
+
+def _check_file(path: Path | None) -> None:
+    if path is None:
+        return
+    try:
+        content = yaml.safe_load(path.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"settings: cannot read {path}: {error}") from None
+    except yaml.YAMLError as error:
+        raise SettingsError(f"settings: {path} is not YAML: {' '.join(str(error).split())}") from None
+    if content is None:
+        return
+    if not isinstance(content, dict):
+        raise SettingsError(f"settings: {path} must be a mapping of sections")
+    for name, section in content.items():
+        if isinstance(section, dict) and "api_key" in section:
+            variable = f"HAYPILE_{str(name).upper()}__API_KEY"
+            raise SettingsError(f"settings: {name}.api_key does not belong in {path}; set {variable} in the environment")

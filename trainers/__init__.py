@@ -1,0 +1,1 @@
+"""What is learned: from a snapshot to a promoted adapter. No faust here."""
