@@ -102,7 +102,8 @@ def _convert(source: Path, folder: Path) -> None:
     config = type(config)(**{k: v for k, v in config.to_dict().items() if k not in drop})
     config.dtype = torch.bfloat16
     config.architectures = ["LlamaForCausalLM"]
-    fresh = AutoModelForCausalLM.from_config(config, dtype=torch.bfloat16)
+    auto: Any = AutoModelForCausalLM  # from_config is not typed
+    fresh = auto.from_config(config, dtype=torch.bfloat16)
     missing, unexpected = fresh.load_state_dict(read.state_dict(), strict=False)
     # The output layer is the tied embedding: whether a state dict repeats it is the version's own choice.
     if set(missing) - {"lm_head.weight"} or unexpected:
