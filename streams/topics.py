@@ -41,3 +41,34 @@ def partitions_of(kafka: KafkaSettings, topic: str) -> int:
     """How many partitions a topic should have: prompts are spread, requests for training are a queue of one."""
     names = topic_names(kafka)
     return 1 if topic in (names.requests, names.events) else kafka.partitions
+
+
+def create_topics(kafka: KafkaSettings) -> list[str]:
+    """Create the topics that are missing; returns their names. Safe to call from several processes at once.
+
+    Raises `Transient` (not reachable), `Fatal` (not allowed, an existing topic has fewer partitions than the others).
+    """
+    from kafka.admin import KafkaAdminClient
+    from kafka.errors import KafkaError, TopicAlreadyExistsError
+
+    try:
+        admin = KafkaAdminClient(bootstrap_servers=kafka.bootstrap, client_id=f"{kafka.group}-admin")
+    except (KafkaError, OSError, ValueError) as error:
+        raise Transient(f"Kafka at {kafka.bootstrap} is not reachable ({error})") from None
+    try:
+        there = set(admin.list_topics())
+        created = []
+        for topic in topic_names(kafka).all():
+            if topic in there:
+                continue
+            spec = {"num_partitions": partitions_of(kafka, topic), "replication_factor": kafka.replication}
+            try:
+                admin.create_topics({topic: spec})
+                created.append(topic)
+            except TopicAlreadyExistsError:
+                pass  # another process was faster
+        return created
+    except (KafkaError, OSError) as error:
+        raise Fatal(f"Kafka at {kafka.bootstrap} did not create the topics: {error!r}") from None
+    finally:
+        admin.close()

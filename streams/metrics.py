@@ -1,0 +1,101 @@
+"""Every metric of haypile, declared once. No ids in labels, base units, on an injected registry.
+
+`Metrics(registry)` is made once a process and handed to the parts; nothing registers at import.
+"""
+
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
+
+LATENCY_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
+"""Bucket bounds in seconds: from one Redis call to a long generation."""
+
+SHARE = tuple(i / 20 for i in range(1, 21))
+"""Bucket bounds of a probability."""
+
+RATING = tuple(1 + i / 2 for i in range(1, 17))
+"""Bucket bounds of a rating 1..9, half a point wide."""
+
+
+class Metrics:
+    """The metrics of one process."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.registry = registry
+
+        # What happens to records
+        self.records = Counter(
+            "haypile_records", "Records handled, by hop and outcome.", ["hop", "outcome"], registry=registry
+        )
+        self.record_seconds = Histogram(
+            "haypile_record_seconds",
+            "Time from taking a record to being done with it, waiting for dependencies included.",
+            ["hop"],
+            buckets=LATENCY_S,
+            registry=registry,
+        )
+        self.in_flight = Gauge(
+            "haypile_records_in_flight", "Records taken and not yet acknowledged.", ["hop"], registry=registry
+        )
+        self.abandoned = Counter(
+            "haypile_records_abandoned",
+            "Records left for redelivery because a drain reached its deadline.",
+            ["hop"],
+            registry=registry,
+        )
+        self.dead_letters = Counter(
+            "haypile_dead_letters", "Dead letters written, by hop and reason.", ["hop", "reason"], registry=registry
+        )
+        self.retries = Counter(
+            "haypile_retries", "Attempts that failed because of a dependency.", ["hop"], registry=registry
+        )
+        self.redactions = Counter(
+            "haypile_redactions", "Spans of personal data and secrets replaced, by kind.", ["kind"], registry=registry
+        )
+
+        # The judge
+        self.judge_seconds = Histogram(
+            "haypile_judge_seconds", "Time of one rating (three answers).", buckets=LATENCY_S, registry=registry
+        )
+        self.judge_label_mass = Histogram(
+            "haypile_judge_label_mass", "Probability on the labels, the least of a rating.", buckets=SHARE, registry=registry
+        )
+        self.judge_difficulty = Histogram(
+            "haypile_judge_difficulty", "Difficulty of rated prompts, 1..9.", buckets=RATING, registry=registry
+        )
+        self.judge_shortened = Counter(
+            "haypile_judge_shortened", "Prompts of which the judge saw only head and tail.", registry=registry
+        )
+
+        # The buffer
+        self.buffer_members = Gauge("haypile_buffer_members", "Members of the buffer.", ["buffer"], registry=registry)
+        self.buffer_capacity = Gauge("haypile_buffer_capacity", "Capacity of the buffer.", ["buffer"], registry=registry)
+        self.buffer_threshold = Gauge(
+            "haypile_buffer_threshold", "Rank key to beat; absent until the buffer is full.", ["buffer"], registry=registry
+        )
+        self.buffer_answered = Gauge("haypile_buffer_answered", "Members that have answers.", registry=registry)
+        self.buffer_category = Gauge(
+            "haypile_buffer_category_members", "Members by category.", ["category"], registry=registry
+        )
+        self.buffer_replayed = Counter(
+            "haypile_buffer_replayed", "Records replayed from the log because Redis was behind it.", registry=registry
+        )
+
+        # Answers
+        self.answers = Counter("haypile_answers", "Candidate answers attached, by origin.", ["origin"], registry=registry)
+        self.answer_seconds = Histogram(
+            "haypile_answer_seconds", "Time to answer and reward one member.", buckets=LATENCY_S, registry=registry
+        )
+
+        # The trigger
+        self.trigger_condition = Gauge(
+            "haypile_trigger_condition", "1 where a condition of the policy holds.", ["condition"], registry=registry
+        )
+        self.trigger_value = Gauge(
+            "haypile_trigger_value", "Value that a condition of the policy looks at.", ["condition"], registry=registry
+        )
+        self.train_requests = Counter("haypile_train_requests", "Training runs requested.", registry=registry)
+        self.trigger_leader = Gauge("haypile_trigger_leader", "1 where this process holds the lease.", registry=registry)
+
+        # Dependencies
+        self.dependency_up = Gauge(
+            "haypile_dependency_up", "1 where the last use of a dependency worked.", ["dependency"], registry=registry
+        )
