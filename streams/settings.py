@@ -193,7 +193,7 @@ class TriggerSettings(Section):
     min_members: int = Field(5_000, ge=1)
     """Minimum fill."""
     min_answered: float = Field(0.8, ge=0, le=1)
-    """Share of members that must have answers (with `answer.when: run` it is not asked)."""
+    """Share of members that must have answers; with `answer.when: run` they are made once all else holds."""
     min_new: int = Field(3_000, ge=0)
     """Members admitted since the last run's snapshot: a reason to train."""
     max_age_s: float | None = Field(7 * 86_400, gt=0)

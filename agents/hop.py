@@ -1,0 +1,103 @@
+"""The frame of every hop: what an error means for the record, for the hop and for the process.
+
+A handler takes an `Inbound` record and returns its outcome (a metric's label). `Transient` is waited out, `InvalidRecord`
+becomes a dead letter, `Fatal` stops the process; anything else is a defect: the record goes to the dead letters as
+`unexpected` after a few attempts, so that one poisonous record cannot stop the stream.
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+
+from streams.app import Inbound
+from streams.errors import Fatal, InvalidRecord, Transient
+from streams.metrics import Metrics
+from streams.producer import Producer
+from streams.records import DeadLetter
+from streams.retry import OutageLog, patiently
+
+log = logging.getLogger(__name__)
+
+Handler = Callable[[Inbound], Awaitable[str]]
+
+ATTEMPTS = 3
+"""Of a handler that raises something unexpected, before the record is diverted."""
+
+
+class Hop:
+    """Runs `handle` for each record under the rules above. `on_fatal` stops the process."""
+
+    def __init__(
+        self,
+        name: str,
+        handle: Handler,
+        *,
+        producer: Producer,
+        dead_topic: str,
+        metrics: Metrics,
+        on_fatal: Callable[[BaseException], None],
+        now_ms: Callable[[], int],
+    ) -> None:
+        self.name = name
+        self._handle = handle
+        self._producer = producer
+        self._dead_topic = dead_topic
+        self._metrics = metrics
+        self._on_fatal = on_fatal
+        self._now_ms = now_ms
+        self._outage = OutageLog(name, time.monotonic)
+
+    async def __call__(self, record: Inbound) -> None:
+        """Returns when the record is done with, in one way or another. Never raises (but when cancelled)."""
+        started = time.perf_counter()
+        self._metrics.in_flight.labels(self.name).inc()
+        try:
+            outcome = await self._settle(record)
+            self._metrics.records.labels(self.name, outcome).inc()
+        except Fatal as error:
+            self._on_fatal(error)
+            await asyncio.Event().wait()  # unacked until the process ends: the record is delivered again
+        finally:
+            self._metrics.in_flight.labels(self.name).dec()
+            self._metrics.record_seconds.labels(self.name).observe(time.perf_counter() - started)
+
+    async def _settle(self, record: Inbound) -> str:
+        failures = 0
+        while True:
+            try:
+                outcome = await patiently(lambda: self._handle(record), self._waiting)
+                self._outage.worked()
+                return outcome
+            except InvalidRecord as error:
+                await self._divert(record, error)
+                return "dead"
+            except Fatal:
+                raise
+            except Exception as error:
+                failures += 1
+                log.exception("%s: unexpected error for %s, attempt %d", self.name, record.position, failures)
+                if failures >= ATTEMPTS:
+                    await self._divert(record, InvalidRecord("unexpected", f"{type(error).__name__}: {error}"))
+                    return "dead"
+
+    def _waiting(self, error: Transient) -> None:
+        self._metrics.retries.labels(self.name).inc()
+        self._outage.failed(error)
+
+    async def _divert(self, record: Inbound, error: InvalidRecord) -> None:
+        letter = DeadLetter(
+            reason=error.reason,
+            error=error.error[:2000],
+            topic=record.topic,
+            partition=record.partition,
+            offset=record.offset,
+            value=record.value,
+            ts=self._now_ms(),
+        )
+        headers = list(record.headers)
+        await patiently(
+            lambda: self._producer.send(self._dead_topic, letter, key=record.position, headers=headers), self._waiting
+        )
+        self._metrics.dead_letters.labels(self.name, error.reason).inc()
+        log.info("%s: %s to the dead letters: %s", self.name, record.position, error.reason)

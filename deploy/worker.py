@@ -1,0 +1,294 @@
+"""`haypile worker`: builds the parts of the chosen agents, runs them, and ends them in order.
+
+The composition root of the agents: they do not know each other, and nothing else knows them all.
+"""
+
+import asyncio
+import logging
+import signal
+import sys
+import time
+from collections.abc import Awaitable, Callable, Iterable
+from contextlib import AsyncExitStack
+
+from prometheus_client import CollectorRegistry, start_http_server
+from redis.asyncio import Redis
+
+from agents.answer import Answer
+from agents.curate import Curate, Curator, Log
+from agents.hop import Handler, Hop
+from agents.ingest import Ingest, Seen
+from agents.rules.contamination import Contamination
+from agents.score import Score
+from agents.trigger import EndedRuns, Trigger
+from deploy.benchmarks import benchmark_prompts
+from streams.app import Hops, create_app
+from streams.buffer.base import Buffer, BufferName, rules
+from streams.buffer.redis import RedisBuffer
+from streams.errors import Fatal, HaypileError, Transient
+from streams.judge import Judge
+from streams.lease import Lease
+from streams.metrics import Metrics
+from streams.producer import Producer
+from streams.redis_client import connect
+from streams.retry import OutageLog, patiently
+from streams.rewards import Rewarder
+from streams.settings import AnswerSettings, JudgeSettings, Settings
+from streams.topics import Topics, create_topics, topic_names
+from streams.training_state import TrainingStateStore
+from streams.vllm import VllmPool
+from trainers.recipe import load_recipe
+from trainers.registry import Registry
+
+log = logging.getLogger(__name__)
+
+OBSERVE_S = 5.0
+"""How often the gauges of the buffer and of the dependencies are brought up to date."""
+
+BUFFERS: tuple[BufferName, BufferName] = ("main", "eval")
+
+
+def run_worker(settings: Settings) -> int:
+    """Runs the agents of `settings.worker.agents` until SIGTERM or SIGINT. Returns the exit code: 0, or 1 after `Fatal`."""
+    return asyncio.run(_Worker(settings).main())
+
+
+class _Worker:
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.topics: Topics = topic_names(settings.kafka)
+        self.metrics = Metrics(CollectorRegistry())
+        self.stop = asyncio.Event()
+        self.failure: BaseException | None = None
+        self._outage = OutageLog("start", time.monotonic)
+
+    async def main(self) -> int:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self.stop.set)
+        body = asyncio.create_task(self._body())
+        stopped = asyncio.create_task(self.stop.wait())
+        await asyncio.wait({body, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        if not body.done():  # `_body` ends by itself once it runs; one that still waits for a dependency is cancelled
+            await asyncio.wait({body}, timeout=self.settings.worker.drain_s * 2 + 10)
+            body.cancel()
+        stopped.cancel()
+        try:
+            await body
+        except asyncio.CancelledError:
+            pass
+        except HaypileError as error:
+            self.failure = error
+        if self.failure is not None:
+            print(f"haypile worker: {self.failure}", file=sys.stderr)
+            return 1
+        return 0
+
+    def fail(self, error: BaseException) -> None:
+        """Stops the process with this error; the first one counts."""
+        if self.failure is None:
+            self.failure = error
+        self.stop.set()
+
+    async def _body(self) -> None:
+        settings, agents = self.settings, self.settings.worker.agents
+        async with AsyncExitStack() as stack:
+            self._serve_metrics()
+            await self._patiently(lambda: asyncio.to_thread(create_topics, settings.kafka))
+            producer = Producer(settings.kafka)
+            await self._patiently(producer.__aenter__)
+            stack.push_async_exit(producer)
+            client = connect(settings.redis)
+            stack.push_async_callback(client.aclose)
+            main, held_out = (RedisBuffer(client, settings.redis.namespace, name, rules(settings.buffer, name)) for name in BUFFERS)
+            judge_pool = await stack.enter_async_context(_pool(settings.judge))
+            judge = Judge(judge_pool, settings.judge, self.metrics)
+
+            handlers: dict[str, tuple[str, Handler]] = {}
+            chores: list[Callable[[], Awaitable[None]]] = [lambda: self._observe(main, held_out, judge_pool)]
+            if "ingest" in agents:
+                ingest = Ingest(
+                    settings.ingest,
+                    self.topics,
+                    seen=Seen(client, settings.redis.namespace, settings.ingest.repeat_window_s),
+                    contamination=Contamination(
+                        benchmark_prompts(settings.ingest.decontaminate), settings.ingest.decontaminate_ngram
+                    ),
+                    producer=producer,
+                    metrics=self.metrics,
+                )
+                handlers["ingest"] = (self.topics.raw, ingest)
+            if "score" in agents:
+                handlers["score"] = (self.topics.accepted, Score(self.topics, judge=judge, producer=producer))
+            if "curate" in agents:
+                curate = Curate(
+                    Curator(settings.buffer, main, held_out, _now_ms),
+                    [main, held_out],
+                    self.topics,
+                    log_of_scored=Log(settings.kafka, self.topics),
+                    producer=producer,
+                    metrics=self.metrics,
+                )
+                handlers["curate"] = (self.topics.scored, curate)
+            if "answer" in agents:
+                answer = await self._answer(stack, client, main, judge_pool, judge)
+                chores.append(lambda: answer.run(self.stop))
+            if "trigger" in agents:
+                trigger = self._trigger(client, main, held_out, producer)
+                chores.append(lambda: trigger.run(self.stop))
+            await self._run(handlers, chores, producer)
+
+    async def _answer(
+        self, stack: AsyncExitStack, client: Redis, main: Buffer, judge_pool: VllmPool, judge: Judge
+    ) -> Answer:
+        settings = self.settings
+        reward_pool = judge_pool
+        if settings.reward.kind == "classifier":
+            urls = settings.reward.urls or settings.judge.urls
+            key = settings.judge.api_key.get_secret_value() if settings.judge.api_key else None
+            reward_pool = await stack.enter_async_context(
+                VllmPool(urls, api_key=key, concurrency=settings.judge.concurrency, timeout_s=settings.judge.timeout_s)
+            )
+        store = TrainingStateStore(client, settings.redis.namespace)
+
+        async def wanted() -> bool:
+            return (await store.load()).answers_wanted
+
+        return Answer(
+            settings.answer,
+            buffer=main,
+            teacher=await stack.enter_async_context(_pool(settings.answer)),
+            rewarder=Rewarder(reward_pool, settings, judge.rubric),
+            wanted=wanted,
+            metrics=self.metrics,
+        )
+
+    def _trigger(self, client: Redis, main: Buffer, held_out: Buffer, producer: Producer) -> Trigger:
+        settings = self.settings
+        recipe = load_recipe(settings.training.recipe)
+        registry = Registry(settings.training.registry)
+        return Trigger(
+            settings,
+            self.topics,
+            main=main,
+            held_out=held_out,
+            store=TrainingStateStore(client, settings.redis.namespace),
+            lease=Lease(client, settings.redis.namespace, "trigger", settings.trigger.lease_s),
+            ended=EndedRuns(settings.kafka, self.topics),
+            base_model=settings.training.base_model or recipe.base_model,
+            champion=lambda: registry.champion().version,
+            producer=producer,
+            metrics=self.metrics,
+        )
+
+    async def _run(
+        self,
+        handlers: dict[str, tuple[str, Handler]],
+        chores: Iterable[Callable[[], Awaitable[None]]],
+        producer: Producer,
+    ) -> None:
+        tasks = [asyncio.ensure_future(self._guard(chore)) for chore in chores]
+        hops: Hops | None = None
+        if handlers:
+            hops = create_app(self.settings)
+            hops.on_abandoned = lambda name, count: self.metrics.abandoned.labels(name).inc(count)
+            for name, (topic, handler) in handlers.items():
+                hop = Hop(
+                    name,
+                    handler,
+                    producer=producer,
+                    dead_topic=self.topics.dead,
+                    metrics=self.metrics,
+                    on_fatal=self.fail,
+                    now_ms=_now_ms,
+                )
+                hops.attach(name, topic, self.settings.worker.window, hop, self.fail)
+            if set(hops.app.agents) != set(handlers):
+                raise Fatal(f"agents {sorted(hops.app.agents)} are registered instead of {sorted(handlers)}")
+        try:
+            if hops is not None:
+                await hops.app.start()
+            log.info("worker runs %s", ", ".join(self.settings.worker.agents))
+            await self._until_stopped(hops)
+        finally:
+            self.stop.set()
+            if hops is not None:
+                await hops.app.stop()
+            await asyncio.wait(tasks, timeout=self.settings.worker.drain_s)
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            log.info("worker ended")
+
+    async def _until_stopped(self, hops: Hops | None) -> None:
+        if hops is None:
+            await self.stop.wait()
+            return
+        result = await hops.app.wait(self.stop.wait())
+        if result.stopped and not self.stop.is_set():
+            reason = hops.app.crash_reason
+            raise Fatal(f"the consumer of Kafka at {self.settings.kafka.bootstrap} ended: {reason!r}")
+
+    async def _guard(self, chore: Callable[[], Awaitable[None]]) -> None:
+        try:
+            await chore()
+        except HaypileError as error:
+            self.fail(error)
+        except Exception as error:
+            log.exception("a background task failed")
+            self.fail(Fatal(f"unexpected error: {error!r}"))
+
+    async def _observe(self, main: Buffer, held_out: Buffer, judge_pool: VllmPool) -> None:
+        """Keeps the gauges up to date."""
+        buffers: dict[BufferName, Buffer] = {"main": main, "eval": held_out}
+        while not self.stop.is_set():
+            try:
+                for name, buffer in buffers.items():
+                    await self._observe_buffer(name, buffer)
+                self.metrics.dependency_up.labels("redis").set(1)
+            except Transient:
+                self.metrics.dependency_up.labels("redis").set(0)
+            up = 0
+            for url in judge_pool.urls:
+                try:
+                    await judge_pool.models(url)
+                    up += 1
+                except HaypileError:
+                    pass
+            self.metrics.dependency_up.labels("judge").set(up > 0)
+            try:
+                await asyncio.wait_for(self.stop.wait(), OBSERVE_S)
+            except asyncio.TimeoutError:
+                pass
+
+    async def _observe_buffer(self, name: BufferName, buffer: Buffer) -> None:
+        stats = await buffer.stats()
+        self.metrics.buffer_members.labels(name).set(stats.size)
+        self.metrics.buffer_capacity.labels(name).set(stats.capacity)
+        if stats.threshold is not None:
+            self.metrics.buffer_threshold.labels(name).set(stats.threshold)
+        if name == "main":
+            self.metrics.buffer_answered.set(stats.answered)
+            for category, count in stats.categories.items():
+                self.metrics.buffer_category.labels(category).set(count)
+
+    async def _patiently(self, attempt: Callable[[], Awaitable[object]]) -> None:
+        await patiently(attempt, self._outage.failed)
+        self._outage.worked()
+
+    def _serve_metrics(self) -> None:
+        port = self.settings.worker.metrics_port
+        if port:
+            try:
+                start_http_server(port, registry=self.metrics.registry)
+            except OSError as error:
+                raise Fatal(f"cannot serve metrics on worker.metrics_port = {port}: {error}") from None
+
+
+def _now_ms() -> int:
+    return int(time.time() * 1000)
+
+
+def _pool(section: JudgeSettings | AnswerSettings) -> VllmPool:
+    key = section.api_key.get_secret_value() if section.api_key else None
+    return VllmPool(section.urls, api_key=key, concurrency=section.concurrency, timeout_s=section.timeout_s)
