@@ -265,6 +265,27 @@ class WorkerSettings(Section):
     """Prometheus; 0 is off."""
 
 
+class LocalSettings(Section):
+    """The local stack (`haypile up`, `haypile demo`). A part whose URL is set elsewhere in the settings is not started."""
+
+    data_dir: Path = Path("var/local")
+    """Logs, the local Redis, the demo's base model, snapshots, runs and adapters."""
+    vllm_python: Path = Path(".venv-vllm/bin/python")
+    """Python of the venv that holds vLLM: it cannot share one with the rest."""
+    model: Path | None = None
+    """Folder of the model that the local vLLM serves; null makes SmolLM2-135M-Instruct from its wheel."""
+    kafka_port: int = Field(0, ge=0, le=65535)
+    """0 takes a free port."""
+    redis_port: int = Field(0, ge=0, le=65535)
+    """0 takes a free port."""
+    vllm_port: int = Field(0, ge=0, le=65535)
+    """0 takes a free port."""
+    vllm_kv_cache_gib: int = Field(2, ge=1)
+    """Memory for the KV cache of the local vLLM; 2 GiB hold tens of full contexts of SmolLM2-135M."""
+    ready_s: float = Field(300, gt=0)
+    """Longest start of one part. vLLM takes 40-100 s on two idle cores, more on busy ones."""
+
+
 class Settings(BaseSettings):
     """Everything. See each section."""
 
@@ -287,6 +308,7 @@ class Settings(BaseSettings):
     training: TrainingSettings = TrainingSettings()
     serving: ServingSettings = ServingSettings()
     worker: WorkerSettings = WorkerSettings()
+    local: LocalSettings = LocalSettings()
     trainer_metrics_port: int = Field(9109, ge=0, le=65535)
     """Prometheus of the trainer; 0 is off."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
