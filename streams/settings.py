@@ -49,6 +49,9 @@ class KafkaSettings(Section):
     """Of each topic when haypile creates it. 3 in production."""
     session_timeout_s: float = Field(30, ge=6, le=300)
     """A silent worker's partitions move after this."""
+    idempotence: bool = True
+    """Idempotent producers. Off for a broker that does not have them (Tansu refuses aiokafka's InitProducerId): a
+    repeated send may then be on the wire twice, which changes nothing, because every effect is idempotent by id."""
     max_message_bytes: int = Field(2_000_000, ge=10_000)
     """Largest record that we produce (dead letters carry the original in base64: 4/3 of its size)."""
 

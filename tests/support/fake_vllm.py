@@ -1,0 +1,158 @@
+"""A vLLM that costs nothing and can be told to fail. Answers like the real one where haypile looks (see the contract
+tests in `tests/contract/test_vllm.py`, which run over both).
+
+`python -m tests.support.fake_vllm PORT` serves one; `POST /fault {"kind": …, "count": n}` makes the next n requests fail.
+"""
+
+import asyncio
+import hashlib
+import json
+import math
+import re
+import sys
+from typing import Any
+
+from aiohttp import web
+
+TEXT = re.compile(r"<prompt>\n(.*)\n</prompt>", re.DOTALL)
+MAX_CHARS = 20_000
+"""Longer requests are answered like those over the context length."""
+
+
+class FakeVllm:
+    """The application. `delay_s` is the time of each request; `ratings` overrides the hash of a text (1..9)."""
+
+    def __init__(self, delay_s: float = 0.0, models: tuple[str, ...] = ("base", "teacher", "judge")) -> None:
+        self.delay_s = delay_s
+        self.models = list(models)
+        self.adapters: dict[str, str] = {}
+        self.ratings: dict[str, int] = {}
+        self.requests = 0
+        self.most_at_once = 0
+        self._at_once = 0
+        self._fault: dict[str, Any] = {}
+        self.app = web.Application(client_max_size=64 * 2**20)
+        self.app.router.add_get("/v1/models", self._models)
+        self.app.router.add_get("/health", self._health)
+        self.app.router.add_post("/v1/completions", self._completions)
+        self.app.router.add_post("/v1/chat/completions", self._chat)
+        self.app.router.add_post("/v1/load_lora_adapter", self._load)
+        self.app.router.add_post("/v1/unload_lora_adapter", self._unload)
+        self.app.router.add_post("/fault", self._set_fault)
+
+    def fault(self, kind: str, count: int) -> None:
+        """The next `count` requests fail: `400` `429` `500` `503` `garbage` `half` `empty` `nothing`."""
+        self._fault = {"kind": kind, "count": count}
+
+    async def _set_fault(self, request: web.Request) -> web.Response:
+        self._fault = await request.json()
+        return web.Response()
+
+    async def _health(self, request: web.Request) -> web.Response:
+        return web.Response()
+
+    async def _models(self, request: web.Request) -> web.Response:
+        return web.json_response({"data": [{"id": name} for name in [*self.models, *self.adapters]]})
+
+    async def _completions(self, request: web.Request) -> web.StreamResponse:
+        body = await request.json()
+        return await self._answer(request, body, lambda: self._completion_body(body))
+
+    async def _chat(self, request: web.Request) -> web.StreamResponse:
+        body = await request.json()
+        return await self._answer(request, body, lambda: self._chat_body(body))
+
+    async def _answer(self, request: web.Request, body: dict[str, Any], make: Any) -> web.StreamResponse:
+        self.requests += 1
+        self._at_once += 1
+        self.most_at_once = max(self.most_at_once, self._at_once)
+        try:
+            if self.delay_s:
+                await asyncio.sleep(self.delay_s)
+            failed = await self._faulty(request)
+            if failed is not None:
+                return failed
+            if body["model"] not in [*self.models, *self.adapters]:
+                return _error(404, f"The model `{body['model']}` does not exist.")
+            if any(len(text) > MAX_CHARS for text in _texts(body)):
+                return _error(400, "This model's maximum context length is 2048 tokens.")
+            return web.json_response(make())
+        finally:
+            self._at_once -= 1
+
+    async def _faulty(self, request: web.Request) -> web.StreamResponse | None:
+        if not self._fault.get("count"):
+            return None
+        self._fault["count"] -= 1
+        kind = self._fault["kind"]
+        if kind.isdigit():
+            return _error(int(kind), f"made to fail with {kind}")
+        if kind == "garbage":
+            return web.Response(text="<html>not json</html>")
+        if kind == "empty":
+            return web.json_response({"choices": []})
+        if kind == "half":
+            response = web.StreamResponse(headers={"Content-Length": "5000", "Content-Type": "application/json"})
+            await response.prepare(request)
+            await response.write(b'{"choices": [{"index": 0, "te')
+            assert request.transport is not None
+            request.transport.abort()
+            return response
+        await asyncio.sleep(3600)  # nothing
+        return None
+
+    def _completion_body(self, body: dict[str, Any]) -> dict[str, Any]:
+        prompts = [body["prompt"]] if isinstance(body["prompt"], str) else body["prompt"]
+        choices = [self._choice(index, prompt) for index, prompt in enumerate(prompts)]
+        return {"choices": choices, "usage": {"prompt_tokens": sum(len(p) // 4 for p in prompts)}}
+
+    def _choice(self, index: int, prompt: str) -> dict[str, Any]:
+        found = TEXT.search(prompt)
+        text = found.group(1) if found else prompt
+        digest = hashlib.sha256((text + prompt.rsplit("\n", 1)[-1]).encode()).digest()
+        if prompt.rstrip(" (").endswith("(A-H):"):
+            label, others = "ABCDEFGH"[digest[0] % 8], "ABCDEFGH"
+        else:
+            label, others = str(self.ratings.get(text, 1 + digest[0] % 9)), "123456789"
+            if "Quality" in prompt.rsplit("\n", 1)[-1]:
+                label = "8"
+        top = {other: math.log(0.02) for other in others if other != label}
+        share = (digest[1] + 256 * digest[2]) / 65536  # makes ties rare, as with a real model
+        top[label] = math.log(0.6 + 0.2 * share)
+        return {"index": index, "text": label, "logprobs": {"top_logprobs": [top], "tokens": [label]}}
+
+    def _chat_body(self, body: dict[str, Any]) -> dict[str, Any]:
+        last = body["messages"][-1]["content"]
+        texts = [f"{body['model']} answer {i} to: {last[:40]}" for i in range(body.get("n") or 1)]
+        return {"choices": [{"index": i, "message": {"role": "assistant", "content": t}} for i, t in enumerate(texts)]}
+
+    async def _load(self, request: web.Request) -> web.StreamResponse:
+        failed = await self._faulty(request)
+        if failed is not None:
+            return failed
+        body = await request.json()
+        if body["lora_name"] in self.adapters:
+            return _error(400, f"The lora adapter '{body['lora_name']}' has already been loaded.")
+        self.adapters[body["lora_name"]] = body["lora_path"]
+        return web.Response(text=f"Success: LoRA adapter '{body['lora_name']}' added successfully.")
+
+    async def _unload(self, request: web.Request) -> web.StreamResponse:
+        body = await request.json()
+        if self.adapters.pop(body["lora_name"], None) is None:
+            return _error(404, f"The lora adapter '{body['lora_name']}' cannot be found.")
+        return web.Response(text=f"Success: LoRA adapter '{body['lora_name']}' removed successfully.")
+
+
+def _texts(body: dict[str, Any]) -> list[str]:
+    if "messages" in body:
+        return [message["content"] for message in body["messages"]]
+    return [body["prompt"]] if isinstance(body["prompt"], str) else list(body["prompt"])
+
+
+def _error(status: int, message: str) -> web.Response:
+    text = json.dumps({"error": {"message": message, "code": status}})
+    return web.Response(status=status, text=text, content_type="application/json")
+
+
+if __name__ == "__main__":
+    web.run_app(FakeVllm().app, host="127.0.0.1", port=int(sys.argv[1]), print=None)

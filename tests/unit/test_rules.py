@@ -1,0 +1,162 @@
+"""The pure rules of the agents."""
+
+import math
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from agents.rules.contamination import Contamination
+from agents.rules.normalise import normalise, prompt_id
+from agents.rules.policy import PolicyState, decide, psi
+from agents.rules.rank import ORIGIN_S, rank_key
+from agents.rules.redact import redact
+from agents.rules.split import split
+from streams.records import Message
+from streams.settings import TriggerSettings
+
+
+def user(text: str) -> list[Message]:
+    return [Message("user", text)]
+
+
+def test_equal_conversations_have_one_id_whatever_their_white_space() -> None:
+    variants = ["Why is it so?", "  Why is\r\nit so?\n", "Why\tis it   so?\x00", "Why is it so?"]
+    assert len({prompt_id(normalise(user(text))) for text in variants}) == 1
+    assert prompt_id(user("Why is it so")) != prompt_id(user("Why is it so?"))
+
+
+def test_composed_and_decomposed_letters_are_one() -> None:
+    assert prompt_id(normalise(user("caf\u00e9"))) == prompt_id(normalise(user("cafe\u0301")))
+
+
+def test_roles_and_borders_count() -> None:
+    assert prompt_id([Message("system", "a"), Message("user", "b")]) != prompt_id([Message("user", "a b")])
+
+
+def test_split_takes_about_its_share_and_is_stable() -> None:
+    ids = [prompt_id(user(str(i))) for i in range(20_000)]
+    sides = [split(i, 0.02) for i in ids]
+    assert sides == [split(i, 0.02) for i in ids]
+    assert 0.015 < sides.count("eval") / len(sides) < 0.025
+    assert {split(i, 0.0) for i in ids} == {"train"}
+
+
+@pytest.mark.parametrize(
+    ("text", "kinds"),
+    [
+        ("write to jo.doe+x@mail.example.com please", {"email": 1}),
+        ("call +49 170 1234567 or (212) 555-1234 or 212-555-1234", {"phone": 3}),
+        ("card 4111 1111 1111 1111", {"card": 1}),
+        ("card 4111 1111 1111 1112", {}),
+        ("DE89 3704 0044 0532 0130 00", {"iban": 1}),
+        ("DE88 3704 0044 0532 0130 00", {}),
+        ("host 203.0.113.7 and 2001:db8:0:0:0:0:0:1", {"ip": 2}),
+        ("version 1.2.3.4.5, 999.1.1.1, 127.0.0.1, 12:30:45", {}),
+        ("key sk-test-abcdefghijklmnop and ghp_ABCDEFGHIJKLMNOPQRSTUVWXYZ012345", {"secret": 2}),
+        ("-----BEGIN RSA PRIVATE KEY-----\nabc\n-----END RSA PRIVATE KEY-----", {"secret": 1}),
+        ("Solve 3.14159 * 2^10 = 1024 for 1234567890123456 and 2026-11-22", {}),
+        ("def f(x: int) -> int: return x[1:2]  # :: std::vector a::b", {}),
+    ],
+)
+def test_redaction(text: str, kinds: dict[str, int]) -> None:
+    cleaned, counts = redact(text)
+    assert counts == kinds
+    assert (cleaned == text) == (not kinds)
+
+
+@given(st.text(alphabet="0123456789-+ ().:@abcDE\n", max_size=120))
+def test_redaction_is_stable(text: str) -> None:
+    once, _ = redact(text)
+    assert redact(once)[0] == once
+
+
+def test_contamination_finds_shared_ngrams_and_names_the_benchmark() -> None:
+    question = "A train leaves the station at noon and travels west at sixty miles an hour for three hours"
+    rule = Contamination([("gsm", question), ("short", "What is two plus two?")], n=8)
+    assert rule.find(user(f"Hi! {question.upper()}. Thanks")) == "gsm"
+    assert rule.find(user("what is TWO plus two")) == "short"
+    assert rule.find(user("A train leaves the station at noon, does it?")) is None
+    assert rule.find([Message("assistant", question), Message("user", "go on")]) is None
+    assert Contamination([], n=8).find(user(question)) is None
+
+
+def test_rank_without_decay_is_the_order_of_difficulty() -> None:
+    assert rank_key(8, 0, None) > rank_key(7.99, 10**13, None)
+
+
+def test_after_one_half_life_a_prompt_ranks_like_one_of_half_its_difficulty() -> None:
+    later = (ORIGIN_S + 86_400) * 1000
+    assert rank_key(8, ORIGIN_S * 1000, 86_400) == pytest.approx(rank_key(4, later, 86_400))
+
+
+def test_rank_refuses_what_has_no_logarithm() -> None:
+    for bad in (0.0, -1.0, math.nan):
+        with pytest.raises(ValueError, match="difficulty"):
+            rank_key(bad, 0, None)
+
+
+NOW = 1_790_000_000_000
+POLICY = TriggerSettings(min_members=100, min_new=50, max_age_s=3600, cooldown_s=600, max_runs_per_day=2)
+
+
+def state(**changes: object) -> PolicyState:
+    base: dict[str, object] = {
+        "members": 200,
+        "answered": 200,
+        "admitted_total": 300,
+        "admitted_at_last_run": 200,
+        "last_run_ms": NOW - 1_000_000,
+        "runs_last_day": 1,
+        "running": False,
+        "histogram": [0, 10, 20],
+        "histogram_at_last_run": [0, 10, 20],
+    }
+    return PolicyState(**{**base, **changes})  # type: ignore[arg-type]
+
+
+def test_policy_trains_with_a_reason_and_no_guard_against_it() -> None:
+    decision = decide(POLICY, state(), NOW)
+    assert (decision.train, decision.reasons, decision.blocked_by) == (True, ["new_members"], [])
+
+
+@pytest.mark.parametrize(
+    ("change", "blocked"),
+    [
+        ({"members": 99, "answered": 99}, "members"),
+        ({"answered": 150}, "answered_share"),
+        ({"last_run_ms": NOW - 599_000}, "cooldown_s"),
+        ({"runs_last_day": 2}, "runs_last_day"),
+        ({"running": True}, "no_run_in_progress"),
+        ({"paused": True}, "not_paused"),
+    ],
+)
+def test_each_guard_blocks_alone_and_is_named(change: dict[str, object], blocked: str) -> None:
+    decision = decide(POLICY, state(**change), NOW)
+    assert (decision.train, decision.blocked_by) == (False, [blocked])
+
+
+@pytest.mark.parametrize(
+    ("change", "reasons"),
+    [
+        ({"admitted_total": 249}, []),
+        ({"admitted_total": 200, "last_run_ms": NOW - 3_600_000}, ["age_s"]),
+        ({"admitted_total": 200, "histogram": [30, 0, 0]}, ["difficulty_shift"]),
+        ({"last_run_ms": None, "admitted_at_last_run": 0, "histogram_at_last_run": None}, ["new_members"]),
+    ],
+)
+def test_reasons(change: dict[str, object], reasons: list[str]) -> None:
+    decision = decide(POLICY, state(**change), NOW)
+    assert decision.reasons == reasons
+    assert decision.train == bool(reasons)
+
+
+def test_an_empty_buffer_never_trains() -> None:
+    empty = state(members=0, answered=0, admitted_total=0, admitted_at_last_run=0, last_run_ms=None)
+    assert not decide(POLICY, empty, NOW).train
+
+
+def test_psi_is_zero_for_equal_shapes_and_grows_with_the_shift() -> None:
+    assert psi([10, 20, 30], [10, 20, 30]) == 0
+    assert psi([100, 200, 300], [1000, 2000, 3000]) < 0.01
+    assert 0.2 < psi([100, 200, 300], [300, 200, 100]) < psi([300, 0, 0], [0, 0, 300])
