@@ -1,0 +1,1 @@
+"""The rolling top-k of prompts: `base` (protocol and rules), `memory` (reference), `redis` (the real one)."""

@@ -1,0 +1,226 @@
+-- One batch of offers, all or nothing (see streams/buffer/base.py for the rules). Keys: keys.lua.
+--
+-- ARGV[1]   msgpack: capacity, cap (of a category), needed (equal slots of two alike), now (ms), judge ('' in an empty
+--           batch), positions {{partition, first, last, accept_gap}…}
+-- ARGV[2…]  for each offer: trail, head (rank key as double, partition as int32, offset as int64, key), body;
+--           three times '' for one that was refused before
+-- returns   {'judge', have} or {'gap', partition, applied, first}: nothing was applied
+--           {'ok', {outcome, detail, threshold}…, {id, rank key, threshold, detail}…}: flat lists, '' for none
+
+-- Candidates with most bands in common whose slots are compared, for each offer: bounds the time of boilerplate.
+local MAX_COMPARED = 64
+-- Members that one admission may push out beyond its own place, after capacity or cap were set lower.
+local MAX_SHRINK = 16
+
+local head = cmsgpack.unpack(ARGV[1])
+
+local have = redis.call('HGET', META, 'judge')
+if have and head.judge ~= '' and have ~= head.judge then return { 'judge', have } end
+
+local applied_before, applied = {}, {}
+local function position(partition)
+  if not applied_before[partition] then
+    applied_before[partition] = tonumber(redis.call('HGET', POSITIONS, format('%d', partition)) or -1)
+  end
+  return applied_before[partition]
+end
+for _, p in ipairs(head.positions) do
+  local partition, first, last, accept_gap = p[1], p[2], p[3], p[4]
+  local before = applied[partition] or position(partition)
+  if first > before + 1 and not accept_gap then return { 'gap', partition, before, first } end
+  applied[partition] = math.max(before, last)
+end
+
+-- Byte by byte: `<` on Lua strings follows the server's locale.
+local function less(a, b)
+  for i = 1, #a do
+    local x, y = byte(a, i), byte(b, i)
+    if x ~= y then return x < y end
+  end
+  return false
+end
+
+local low -- the weakest member, while known
+local function lowest()
+  if not low then
+    local row = redis.call('ZRANGE', RANK, 0, 0, 'WITHSCORES')
+    low = { m = row[1], text = row[2], score = tonumber(row[2]) }
+  end
+  return low
+end
+
+local alike = {} -- key -> count of near-duplicates, where it changed or was asked for
+local alike_changed = {}
+local function alike_of(key)
+  if not alike[key] then
+    alike[key] = added[key] and 0 or tonumber(redis.call('HGET', ALIKE, key) or 0)
+  end
+  return alike[key]
+end
+local function set_alike(key, n)
+  alike[key] = n
+  alike_changed[key] = true
+end
+
+-- Members alike to t: {key, t, order .. tie .. key}, hardest first.
+local function twins_of(t)
+  local hits, candidates = {}, {}
+  load_buckets(t.bands)
+  for i = 1, #t.bands, 4 do
+    local entries, mark = buckets[sub(t.bands, i + 2, i + 3)], sub(t.bands, i, i + 1)
+    local at = find(entries, mark, 1, true)
+    while at do
+      if (at - 1) % 10 == 0 then
+        local key = sub(entries, at + 2, at + 9)
+        if not hits[key] then candidates[#candidates + 1] = key end
+        hits[key] = (hits[key] or 0) + 1
+        at = find(entries, mark, at + 10, true)
+      else
+        at = find(entries, mark, at + 1, true)
+      end
+    end
+  end
+  if #candidates == 0 then return candidates end
+  if #candidates > MAX_COMPARED then
+    table.sort(candidates, function(a, b) return hits[a] > hits[b] end)
+  end
+  local twins, mine = {}, { byte(t.slots, 1, -1) }
+  for i = 1, math.min(#candidates, MAX_COMPARED) do
+    local key = candidates[i]
+    local other = parse(trail_of(key))
+    local theirs, equal = { byte(other.slots, 1, -1) }, 0
+    for j = 1, #mine do
+      if mine[j] == theirs[j] then equal = equal + 1 end
+    end
+    if equal >= head.needed then twins[#twins + 1] = { key = key, t = other, order = other.order .. other.tie .. key } end
+  end
+  table.sort(twins, function(a, b) return less(b.order, a.order) end)
+  return twins
+end
+
+local outcomes, evictions, evicted_ids = {}, {}, {}
+local admitted_total, evicted_total = 0, 0
+
+local function evict(key, t, threshold, detail)
+  local rank = redis.call('ZSCORE', RANK, t.tie .. key)
+  drop(key, t)
+  low = nil
+  alike[key], alike_changed[key] = nil, nil
+  evicted_total = evicted_total + 1
+  local n = #evictions
+  evictions[n + 1], evictions[n + 2], evictions[n + 3], evictions[n + 4] = t.id, rank, threshold, detail
+  evicted_ids[#evicted_ids + 1] = t.id
+  evicted_ids[#evicted_ids + 1] = cmsgpack.pack({
+    rank_key = tonumber(rank),
+    threshold = tonumber(threshold),
+    detail = detail ~= '' and detail or nil,
+    ts = head.now,
+  })
+end
+
+-- Outcome, detail and whether it is new, of one offer that is no member yet.
+local function decide(key, t, rank, replay, threshold)
+  local m = t.tie .. key
+  local order = t.order .. m
+  if threshold ~= '' then
+    local weakest = lowest()
+    if rank < weakest.score or (rank == weakest.score and less(m, weakest.m)) then return 'below_threshold', '' end
+  end
+
+  local twins = #t.bands > 0 and twins_of(t) or {}
+  if #twins > 0 and less(order, twins[1].order) then
+    if not replay then set_alike(twins[1].key, alike_of(twins[1].key) + 1) end
+    return 'near_duplicate', twins[1].t.id
+  end
+
+  local leaving, twins_here, inherited = {}, 0, 0
+  for _, twin in ipairs(twins) do
+    leaving[twin.key] = true
+    inherited = inherited + alike_of(twin.key) + 1
+    if twin.t.category == t.category then twins_here = twins_here + 1 end
+  end
+  local crowded = {}
+  local over = count_of(t.category) - twins_here - head.cap + 1
+  if over > 0 then
+    -- The weakest of the category; twins among them leave anyway.
+    local wanted = math.min(over, MAX_SHRINK)
+    local rows = redis.call(
+      'ZRANGEBYLEX', CATEGORY, '[' .. t.catkey, '[' .. t.catkey .. string.rep('\255', 21), 'LIMIT', 0, wanted + twins_here
+    )
+    for _, row in ipairs(rows) do
+      local other = sub(row, 21)
+      if not leaving[other] and #crowded < wanted then
+        if less(order, sub(row, 9)) then return 'category_full', t.category end
+        crowded[#crowded + 1] = other
+      end
+    end
+  end
+
+  for _, twin in ipairs(twins) do evict(twin.key, twin.t, threshold, t.id) end
+  for _, other in ipairs(crowded) do evict(other, parse(trail_of(other)), threshold, t.category) end
+  local shrunk = 0
+  while size >= head.capacity and shrunk < MAX_SHRINK do
+    local other = sub(lowest().m, 5)
+    evict(other, parse(trail_of(other)), threshold, '')
+    shrunk = shrunk + 1
+  end
+
+  redis.call('ZADD', RANK, format('%.17g', rank), m)
+  redis.call('ZADD', CATEGORY, 0, t.catkey .. order)
+  count(t, 1)
+  enter_bands(t.bands, key)
+  low = nil
+  if inherited > 0 then set_alike(key, inherited) end
+  admitted_total = admitted_total + 1
+  return 'admitted', '', true
+end
+
+for i = 2, #ARGV, 3 do
+  local trail, body = ARGV[i], ARGV[i + 2]
+  local threshold = size >= head.capacity and lowest().text or ''
+  local outcome, detail = 'refused', ''
+  if trail ~= '' then
+    local rank, partition, offset, key = struct.unpack('>di4i8c8', ARGV[i + 1])
+    if trail_of(key) then
+      outcome = 'admitted'
+    else
+      local replay = partition >= 0 and offset <= position(partition)
+      local new
+      local t = parse(trail)
+      outcome, detail, new = decide(key, t, rank, replay, threshold)
+      if new then
+        trails[key] = trail
+        added[key] = { t.tie .. key, body }
+      end
+    end
+  end
+  local n = #outcomes
+  outcomes[n + 1], outcomes[n + 2], outcomes[n + 3] = outcome, detail, threshold
+end
+
+-- What left comes first: an id may have left and come back within the batch.
+flush()
+local ages, new_trails, bodies, new_alike = {}, {}, {}, {}
+for key, row in pairs(added) do
+  local n = #ages
+  ages[n + 1], ages[n + 2] = head.now, row[1]
+  new_trails[n + 1], new_trails[n + 2] = key, trails[key]
+  bodies[n + 1], bodies[n + 2] = key, row[2]
+end
+for key in pairs(alike_changed) do
+  new_alike[#new_alike + 1] = key
+  new_alike[#new_alike + 1] = alike[key]
+end
+bulk('ZADD', AGE, ages)
+bulk('ZADD', FRESH, ages)
+bulk('HSET', TRAIL, new_trails)
+bulk('HSET', BODY, bodies)
+bulk('HSET', ALIKE, new_alike)
+bulk('HSET', OUTBOX, evicted_ids)
+if not have and head.judge ~= '' then redis.call('HSET', META, 'judge', head.judge) end
+if admitted_total > 0 then redis.call('HINCRBY', META, 'admitted_total', admitted_total) end
+if evicted_total > 0 then redis.call('HINCRBY', META, 'evicted_total', evicted_total) end
+for partition, last in pairs(applied) do
+  redis.call('HSET', POSITIONS, format('%d', partition), format('%.0f', last))
+end
+return { 'ok', outcomes, evictions }

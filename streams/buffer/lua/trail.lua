@@ -1,0 +1,131 @@
+-- Taking members out with everything that belongs to them; put before `offer` and `remove`.
+-- Sorted sets that decide (rank, category) change at once, the rest is gathered and written by `flush`.
+
+-- Entries of one band's bucket. Boilerplate that very many members share stops being entered: it would cost more time
+-- than it finds twins (they share other bands too).
+local MAX_ENTRIES = 1024
+
+local trails = {}   -- key -> trail, false for what is no member
+local buckets = {}  -- last 2 bytes of a band -> entries
+local dirty = {}    -- buckets to write
+local counts = {}   -- category -> members; deltas are in count_changes
+local count_changes, bin_changes = {}, {}
+local gone_ms, gone_keys = {}, {}
+local added = {}    -- key -> {m, body}: admitted by this call
+local size = redis.call('ZCARD', RANK)
+
+-- Trail: tie 4, sortable rank key 8, hash of the category 8, bin of the histogram 1, slots 0 or 128, bands 4 each,
+-- category and id with their lengths.
+local function parse(trail)
+  local tie, order, catkey, bin, nslots, nbands, pos = struct.unpack('>c4c8c8BBB', trail)
+  local t = { tie = tie, order = order, catkey = catkey, bin = bin }
+  t.slots = sub(trail, pos, pos + nslots - 1)
+  pos = pos + nslots
+  t.bands = sub(trail, pos, pos + 4 * nbands - 1)
+  pos = pos + 4 * nbands
+  t.category, t.id = struct.unpack('>Hc0Hc0', sub(trail, pos))
+  return t
+end
+
+local function trail_of(key)
+  local trail = trails[key]
+  if trail == nil then
+    trail = redis.call('HGET', TRAIL, key)
+    trails[key] = trail
+  end
+  return trail
+end
+
+local function load_buckets(bands)
+  local missing = {}
+  for i = 3, #bands, 4 do
+    local field = sub(bands, i, i + 1)
+    if buckets[field] == nil then missing[#missing + 1] = field end
+  end
+  if #missing == 0 then return end
+  local values = redis.call('HMGET', BANDS, unpack(missing))
+  for i = 1, #missing do buckets[missing[i]] = values[i] or '' end
+end
+
+local function enter_bands(bands, key)
+  load_buckets(bands)
+  for i = 1, #bands, 4 do
+    local field = sub(bands, i + 2, i + 3)
+    local entries = buckets[field]
+    if #entries < MAX_ENTRIES * 10 then
+      buckets[field] = entries .. sub(bands, i, i + 1) .. key
+      dirty[field] = true
+    end
+  end
+end
+
+local function leave_bands(bands, key)
+  load_buckets(bands)
+  for i = 1, #bands, 4 do
+    local field = sub(bands, i + 2, i + 3)
+    local entries, entry = buckets[field], sub(bands, i, i + 1) .. key
+    local at = find(entries, entry, 1, true)
+    while at and (at - 1) % 10 ~= 0 do at = find(entries, entry, at + 1, true) end
+    if at then
+      buckets[field] = sub(entries, 1, at - 1) .. sub(entries, at + 10)
+      dirty[field] = true
+    end
+  end
+end
+
+local function count_of(category)
+  local n = counts[category]
+  if not n then
+    n = tonumber(redis.call('HGET', CATEGORIES, category) or 0)
+    counts[category] = n
+  end
+  return n
+end
+
+local function count(t, change)
+  counts[t.category] = count_of(t.category) + change
+  count_changes[t.category] = (count_changes[t.category] or 0) + change
+  bin_changes[t.bin] = (bin_changes[t.bin] or 0) + change
+  size = size + change
+end
+
+-- Take the member `key` with the parsed trail `t` out.
+local function drop(key, t)
+  local m = t.tie .. key
+  redis.call('ZREM', RANK, m)
+  redis.call('ZREM', CATEGORY, t.catkey .. t.order .. m)
+  count(t, -1)
+  leave_bands(t.bands, key)
+  trails[key] = false
+  if added[key] then
+    added[key] = nil
+  else
+    gone_ms[#gone_ms + 1] = m
+    gone_keys[#gone_keys + 1] = key
+  end
+end
+
+local function flush()
+  for _, key in ipairs({ AGE, FRESH, OPEN, CLAIMS }) do bulk('ZREM', key, gone_ms) end
+  for _, key in ipairs({ TRAIL, BODY, ANSWERS, ALIKE }) do bulk('HDEL', key, gone_keys) end
+  local set, del = {}, {}
+  for field in pairs(dirty) do
+    local entries = buckets[field]
+    if entries == '' then
+      del[#del + 1] = field
+    else
+      set[#set + 1] = field
+      set[#set + 1] = entries
+    end
+  end
+  bulk('HSET', BANDS, set)
+  bulk('HDEL', BANDS, del)
+  for category, change in pairs(count_changes) do
+    if change ~= 0 and redis.call('HINCRBY', CATEGORIES, category, change) <= 0 then
+      redis.call('HDEL', CATEGORIES, category)
+    end
+  end
+  for bin, change in pairs(bin_changes) do
+    if change ~= 0 then redis.call('HINCRBY', META, 'bin:' .. bin, change) end
+  end
+end

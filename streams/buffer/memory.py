@@ -1,0 +1,231 @@
+"""The reference: a buffer in plain Python, as simple as it can be. The contract tests compare Redis with it."""
+
+import time
+from collections.abc import AsyncIterator, Iterable, Sequence
+from dataclasses import dataclass
+
+import msgspec
+
+from streams.buffer.base import (
+    HISTOGRAM_BINS,
+    BufferGap,
+    BufferRules,
+    BufferStats,
+    Clock,
+    JudgeMismatch,
+    Offer,
+    Position,
+    difficulty_bin,
+    judged,
+    one_judge,
+)
+from streams.buffer.minhash import Sketch, alike, conversation_text, sketch
+from streams.buffer.rank import order
+from streams.records import Candidate, CuratedOutcome, Member, Outcome
+
+
+@dataclass
+class Entry:
+    """A member with what the rules need."""
+
+    member: Member
+    order: bytes
+    sketch: Sketch | None
+    answered: bool = False
+    claimed_until: int = 0
+
+    @property
+    def id(self) -> str:
+        return self.member.prompt.id
+
+    @property
+    def category(self) -> str:
+        return self.member.prompt.category
+
+
+class MemoryBuffer:
+    """See `streams.buffer.base.Buffer`."""
+
+    def __init__(self, rules: BufferRules, clock: Clock = time.time) -> None:
+        self.rules = rules
+        self._clock = clock
+        self._reset()
+
+    def _reset(self) -> None:
+        self._entries: dict[str, Entry] = {}
+        self._applied: dict[int, int] = {}
+        self._outbox: dict[str, CuratedOutcome] = {}
+        self._judge: str | None = None
+        self._admitted_total = 0
+        self._evicted_total = 0
+
+    async def offer(self, offers: Sequence[Offer], positions: Sequence[Position]) -> list[CuratedOutcome]:
+        judge = one_judge(offers)
+        if judge is not None and self._judge is not None and judge != self._judge:
+            raise JudgeMismatch(self._judge, judge)
+        applied = dict(self._applied)
+        for position in positions:
+            before = applied.get(position.partition, -1)
+            if position.first > before + 1 and not position.accept_gap:
+                raise BufferGap(position.partition, before, position.first)
+            applied[position.partition] = max(before, position.last)
+        self._judge = self._judge or judge
+        evictions: list[CuratedOutcome] = []
+        outcomes = [self._offer(offer, evictions) for offer in offers]
+        self._applied = applied
+        return outcomes + evictions
+
+    def _offer(self, offer: Offer, evictions: list[CuratedOutcome]) -> CuratedOutcome:
+        threshold = self._threshold()
+        if offer.refusal is not None:
+            return judged(offer.refusal, offer.rank_key, threshold)
+
+        def outcome(kind: Outcome, detail: str | None = None) -> CuratedOutcome:
+            return CuratedOutcome(
+                id=offer.prompt.id,
+                outcome=kind,
+                rank_key=offer.rank_key,
+                threshold=threshold,
+                detail=detail,
+                ts=self._now(),
+            )
+
+        if offer.prompt.id in self._entries:
+            return outcome("admitted")
+        near = self.rules.near_duplicate
+        new = Entry(
+            Member(prompt=offer.prompt, rank_key=offer.rank_key, admitted_at=self._now()),
+            order(offer.rank_key, offer.prompt.prompt_id, offer.prompt.id),
+            None if near is None else sketch(conversation_text(offer.prompt.messages), near),
+        )
+        ranked = self._ranked()  # weakest first
+        if threshold is not None and new.order < ranked[0].order:
+            return outcome("below_threshold")
+
+        twins = [e for e in ranked if near is not None and _alike(e, new, near)]
+        if twins and twins[-1].order > new.order:
+            hardest = twins[-1]
+            if offer.offset > self._applied.get(offer.partition, -1) or offer.partition < 0:
+                hardest.member.near_duplicates += 1
+            return outcome("near_duplicate", hardest.id)
+
+        leaving: dict[str, str | None] = {e.id: new.id for e in twins}
+        same = [e for e in ranked if e.category == new.category and e.id not in leaving]
+        if len(same) >= self.rules.category_cap:
+            if same[0].order > new.order:
+                return outcome("category_full", new.category)
+            leaving[same[0].id] = new.category
+        if len(ranked) - len(leaving) >= self.rules.capacity:
+            weakest = next(e for e in ranked if e.id not in leaving)
+            leaving[weakest.id] = None
+
+        new.member.near_duplicates = sum(e.member.near_duplicates + 1 for e in twins)
+        for id, detail in leaving.items():
+            gone = self._entries.pop(id)
+            eviction = CuratedOutcome(
+                id=id,
+                outcome="evicted",
+                rank_key=gone.member.rank_key,
+                threshold=threshold,
+                detail=detail,
+                ts=self._now(),
+            )
+            evictions.append(eviction)
+            self._outbox[id] = eviction
+        self._entries[new.id] = new
+        self._admitted_total += 1
+        self._evicted_total += len(leaving)
+        return outcome("admitted")
+
+    def _now(self) -> int:
+        return int(self._clock() * 1000)
+
+    def _ranked(self) -> list[Entry]:
+        return sorted(self._entries.values(), key=lambda e: e.order)
+
+    def _threshold(self) -> float | None:
+        return self._ranked()[0].member.rank_key if len(self._entries) >= self.rules.capacity else None
+
+    async def positions(self) -> dict[int, int]:
+        return dict(self._applied)
+
+    async def outbox(self, limit: int) -> list[CuratedOutcome]:
+        return list(self._outbox.values())[:limit]
+
+    async def outbox_done(self, ids: Iterable[str]) -> None:
+        for id in ids:
+            self._outbox.pop(id, None)
+
+    async def attach(self, id: str, candidates: Sequence[Candidate]) -> bool:
+        entry = self._entries.get(id)
+        if entry is None:
+            return False
+        entry.member.candidates = list(candidates)
+        entry.answered = True
+        return True
+
+    async def unanswered(self, limit: int, admitted_before_ms: int | None = None, claim_s: float = 600) -> list[Member]:
+        now = self._now()
+        free = [
+            e
+            for e in reversed(self._ranked())
+            if not e.answered
+            and e.claimed_until <= now
+            and (admitted_before_ms is None or e.member.admitted_at < admitted_before_ms)
+        ]
+        for entry in free[:limit]:
+            entry.claimed_until = now + int(claim_s * 1000)
+        return [_copy(e) for e in free[:limit]]
+
+    async def top(self, n: int, offset: int = 0, lowest: bool = False) -> list[Member]:
+        ranked = self._ranked() if lowest else self._ranked()[::-1]
+        return [_copy(e) for e in ranked[offset : offset + n]]
+
+    async def get(self, id: str) -> Member | None:
+        entry = self._entries.get(id)
+        return None if entry is None else _copy(entry)
+
+    async def remove(self, ids: Iterable[str]) -> int:
+        return sum(self._entries.pop(id, None) is not None for id in ids)
+
+    async def stats(self) -> BufferStats:
+        ranked = self._ranked()
+        categories: dict[str, int] = {}
+        histogram = [0] * HISTOGRAM_BINS
+        for entry in ranked:
+            categories[entry.category] = categories.get(entry.category, 0) + 1
+            histogram[difficulty_bin(entry.member.prompt.difficulty)] += 1
+        admitted = [e.member.admitted_at for e in ranked]
+        return BufferStats(
+            size=len(ranked),
+            capacity=self.rules.capacity,
+            threshold=self._threshold(),
+            lowest_difficulty=ranked[0].member.prompt.difficulty if ranked else None,
+            highest_difficulty=ranked[-1].member.prompt.difficulty if ranked else None,
+            categories=categories,
+            answered=sum(e.answered for e in ranked),
+            admitted_total=self._admitted_total,
+            evicted_total=self._evicted_total,
+            histogram=histogram,
+            oldest_admitted_at=min(admitted, default=None),
+            newest_admitted_at=max(admitted, default=None),
+            judge=self._judge,
+        )
+
+    async def iterate(self, chunk: int = 500) -> AsyncIterator[list[Member]]:
+        ids = [e.id for e in reversed(self._ranked())]
+        for start in range(0, len(ids), chunk):
+            members = [_copy(self._entries[id]) for id in ids[start : start + chunk] if id in self._entries]
+            if members:
+                yield members
+
+    async def clear(self) -> None:
+        self._reset()
+
+
+def _alike(entry: Entry, new: Entry, threshold: float) -> bool:
+    return entry.sketch is not None and new.sketch is not None and alike(entry.sketch, new.sketch, threshold)
+
+
+def _copy(entry: Entry) -> Member:
+    return msgspec.structs.replace(entry.member, candidates=list(entry.member.candidates))
