@@ -45,7 +45,7 @@ class Seen:
         return await self._batcher.add(_Sighting(prompt_id, id))
 
     async def _flush(self, sightings: Sequence[_Sighting]) -> list[str]:
-        async with translate(self._client):
+        with translate(self._client):
             async with self._client.pipeline(transaction=False) as pipe:
                 for sighting in sightings:
                     # 128 of the 256 bits: a collision among 10^12 prompts has a chance of 10^-15

@@ -75,13 +75,13 @@ class Hops:
                 log.warning("%s: %d records were not done in %g s and are left for redelivery", name, abandoned, self._drain_s)
                 self.on_abandoned(name, abandoned)
 
-    async def _revoked(self, app: Any, revoked: Any, **kwargs: Any) -> None:
+    async def _revoked(self, *args: Any, **kwargs: Any) -> None:
         # Faust has stopped the flow and emptied the agents' queues. What the window holds is finished and committed
         # before the partitions go, or given up: Faust's own wait for this (`stream_wait_empty`) has no bound.
         await self._drain(close=False)
         await self.app.consumer.commit()
 
-    async def _shutdown(self, app: Any, **kwargs: Any) -> None:
+    async def _shutdown(self, *args: Any, **kwargs: Any) -> None:
         await self._drain(close=True)
         # Faust commits what is acked when its consumer stops, which comes after this.
 

@@ -1,0 +1,176 @@
+"""The way of records through real workers, the real broker and the real Redis; the judge is a fake that is fast.
+
+What must hold whatever happens: every raw record has an outcome or a dead letter, and the buffer is what the in-memory
+reference makes of `prompts.scored`.
+"""
+
+import asyncio
+import json
+import random
+import threading
+import time
+import uuid
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from agents.curate import Curator, Scored, read_scored
+from streams.buffer.base import BufferRules
+from streams.buffer.memory import MemoryBuffer
+from streams.buffer.redis import RedisBuffer
+from streams.redis_client import connect
+from streams.settings import BufferSettings, RedisSettings
+from tests.support.stack import Topics, Worker, fake_vllm, running_broker, wait_for
+
+CAPACITY = 200
+RULES = BufferRules(CAPACITY, 1.0, None)
+BAD = [b"", b"not json", b"\xff\xfe", b'{"prompt": "\\ud800"}', b'{"prompt": 7}', b"{}", b"[]", b'{"prompt": " "}']
+
+
+@pytest.fixture(scope="module")
+def bootstrap(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with running_broker(tmp_path_factory.mktemp("broker")) as address:
+        yield address
+
+
+@pytest.fixture(scope="module")
+def judge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    with fake_vllm(tmp_path_factory.mktemp("vllm")) as url:
+        yield url
+
+
+@pytest.fixture
+def topics(bootstrap: str) -> Topics:
+    return Topics(bootstrap, f"t{uuid.uuid4().hex[:8]}.")
+
+
+@pytest.fixture
+def environ(topics: Topics, redis_url: str, namespace: str, judge: str) -> dict[str, str]:
+    return {
+        **topics.environ(),
+        "HAYPILE_REDIS__URL": redis_url,
+        "HAYPILE_REDIS__NAMESPACE": namespace,
+        "HAYPILE_JUDGE__URLS": json.dumps([judge]),
+        "HAYPILE_BUFFER__CAPACITY": str(CAPACITY),
+        "HAYPILE_BUFFER__CATEGORY_SHARE": "1",
+        "HAYPILE_BUFFER__NEAR_DUPLICATE": "null",
+        "HAYPILE_WORKER__WINDOW": "64",
+        "HAYPILE_WORKER__DRAIN_S": "5",
+    }
+
+
+def prompts(count: int, seed: int) -> dict[str, bytes]:
+    """Raw records by id."""
+    rng = random.Random(seed)
+    words = [f"w{rng.randrange(10**6)}" for _ in range(500)]
+    return {
+        f"p{seed}-{i}": json.dumps({"id": f"p{seed}-{i}", "prompt": f"{i} " + " ".join(rng.choices(words, k=9))}).encode()
+        for i in range(count)
+    }
+
+
+def members(redis_url: str, namespace: str) -> set[str]:
+    async def read() -> set[str]:
+        client = connect(RedisSettings(url=redis_url))
+        found = await RedisBuffer(client, namespace, "main", RULES).top(CAPACITY)
+        await client.aclose()
+        return {member.prompt.id for member in found}
+
+    return asyncio.run(read())
+
+
+def reference(topics: Topics) -> set[str]:
+    """Members of the in-memory buffer that was fed with `prompts.scored`."""
+
+    async def feed() -> set[str]:
+        main, held_out = MemoryBuffer(RULES, time.time), MemoryBuffer(RULES, time.time)
+        curator = Curator(BufferSettings(capacity=CAPACITY, near_duplicate=None), main, held_out, lambda: 0)
+        records: list[Scored] = [read_scored(*row) for row in topics.read(topics.names.scored)]
+        for record in records:
+            await curator.apply([record], [])
+        return {member.prompt.id for member in await main.top(CAPACITY)}
+
+    return asyncio.run(feed())
+
+
+def wait_accounted(topics: Topics, ids: set[str], dead: int, deadline_s: float = 90) -> None:
+    def complete() -> bool:
+        outcomes, letters = topics.accounted()
+        return ids <= outcomes.keys() and len(letters) >= dead
+
+    wait_for(f"an outcome for each of {len(ids)} records", complete, deadline_s, every_s=0.5)
+
+
+def test_two_workers_share_the_partitions_and_killing_one_loses_nothing(
+    tmp_path: Path, topics: Topics, environ: dict[str, str], redis_url: str, namespace: str
+) -> None:
+    raw = prompts(2500, seed=1)
+    values = [*raw.values()]
+    for i, bad in enumerate(BAD * 3):
+        values.insert(i * 97, bad)
+    first = Worker(tmp_path, "first", "ingest,score,curate", environ)
+    second = Worker(tmp_path, "second", "ingest,score,curate", environ)
+    try:
+        topics.send(values[:200])
+        wait_for("both workers handle records", lambda: first.handled("score") + second.handled("score"), 60)
+        sender = threading.Thread(target=lambda: [topics.send(values[i : i + 100]) for i in range(200, len(values), 100)])
+        sender.start()
+        wait_for("the second worker has its share", lambda: second.handled("score") > 20 and first.handled("score") > 20, 60)
+        first.kill()
+        sender.join()
+        wait_accounted(topics, set(raw), dead=len(BAD) * 3)
+        outcomes, dead = topics.accounted()
+        assert outcomes.keys() == raw.keys()
+        assert sorted(set(dead)) == sorted(set(BAD)), "dead letters hold the original bytes"
+        assert members(redis_url, namespace) == reference(topics)
+        assert len(members(redis_url, namespace)) == CAPACITY
+        assert second.terminate(30) == 0
+        for topic in (topics.names.raw, topics.names.accepted, topics.names.scored):
+            assert topics.lag(topic) == 0, "what was done is committed on SIGTERM"
+    finally:
+        first.kill()
+        second.kill()
+
+
+def test_any_subset_of_agents_runs_in_a_worker(
+    tmp_path: Path, topics: Topics, environ: dict[str, str], redis_url: str, namespace: str
+) -> None:
+    raw = prompts(300, seed=2)
+    workers = [
+        Worker(tmp_path, "a", "ingest,score", environ),
+        Worker(tmp_path, "b", "score", environ),
+        Worker(tmp_path, "c", "curate", environ),
+    ]
+    try:
+        topics.send([*raw.values()])
+        wait_accounted(topics, set(raw), dead=0)
+        assert members(redis_url, namespace) == reference(topics)
+        assert [worker.terminate(30) for worker in workers] == [0, 0, 0]
+    finally:
+        for worker in workers:
+            worker.kill()
+
+
+def test_a_redis_that_comes_back_empty_is_filled_again_from_the_log(
+    tmp_path: Path, topics: Topics, environ: dict[str, str], redis_url: str, namespace: str
+) -> None:
+    raw = prompts(400, seed=3)
+    values = [*raw.values()]
+    worker = Worker(tmp_path, "worker", "ingest,score,curate", environ)
+
+    async def forget() -> None:
+        client = connect(RedisSettings(url=redis_url))
+        await RedisBuffer(client, namespace, "main", RULES).clear()
+        await client.aclose()
+
+    try:
+        topics.send(values[:300])
+        wait_accounted(topics, set([*raw][:300]), dead=0)
+        asyncio.run(forget())
+        topics.send(values[300:])
+        wait_accounted(topics, set(raw), dead=0)
+        assert worker.metrics()["haypile_buffer_replayed_total"] > 0
+        wait_for("the buffer is that of the log", lambda: members(redis_url, namespace) == reference(topics), 20)
+    finally:
+        worker.kill()
