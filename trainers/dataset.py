@@ -1,0 +1,166 @@
+"""From the rows of a snapshot to the rows of SFT and DPO. Pure: lengths come in as a function, nothing is read here.
+
+A prompt gives one SFT row (its best-rewarded answer) and one DPO pair (best against worst), PiKa's construction
+(arXiv 2510.06670). Rows are TRL's conversational prompt-completion and preference formats, so that TRL applies the chat
+template and the loss is on the answer only. What is left out is counted by reason: nothing disappears silently.
+"""
+
+import hashlib
+from collections import Counter
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
+from typing import Any
+
+from trainers.recipe import DataRecipe
+
+Row = Mapping[str, Any]
+"""A row of a snapshot (`train.parquet`)."""
+Turns = list[dict[str, str]]
+Length = Callable[[Turns], int | None]
+"""Tokens of a conversation under the model's chat template; None where the template refuses it."""
+
+MAX_VALIDATION_SHARE = 0.1
+
+
+@dataclass
+class TrainingSet:
+    """What the two phases are given, and what was left out. SFT rows: `prompt`, `completion`; pairs: `prompt`,
+    `chosen`, `rejected`; each a list of turns."""
+
+    sft: list[dict[str, Turns]] = field(default_factory=list)
+    pairs: list[dict[str, Turns]] = field(default_factory=list)
+    sft_validation: list[dict[str, Turns]] = field(default_factory=list)
+    pairs_validation: list[dict[str, Turns]] = field(default_factory=list)
+    prompts: int = 0
+    """Rows of the snapshot that were looked at, without replay."""
+    replayed: int = 0
+    """Prompts taken from earlier snapshots."""
+    left_out: Counter[str] = field(default_factory=Counter)
+    """Reason → rows: `held_out`, `repeated`, `over_max_rows`, `no_answer`, `template` (the chat template refuses the
+    conversation), `low_reward`, `sft_too_long`, `small_margin`, `dpo_too_long`. The last four concern one phase only."""
+
+
+def best_and_other(candidates: Iterable[Mapping[str, Any]], pairing: str) -> tuple[Row, Row | None] | None:
+    """The best-rewarded answer and the one it is paired with; None without an answer that has text.
+
+    Ties keep the order of the candidates. The pair is None when there is only one answer, or the two texts are equal.
+    """
+    answers = [c for c in candidates if str(c["text"]).strip()]
+    if not answers:
+        return None
+    ranked = sorted(answers, key=lambda c: -float(c["reward"]))
+    other = ranked[-1] if pairing == "max_min" else ranked[len(ranked) // 2]
+    return ranked[0], None if other["text"] == ranked[0]["text"] else other
+
+
+def order(seed: int, key: str) -> bytes:
+    """A fixed pseudo-random order of `key`s: what is drawn does not depend on the order of the rows."""
+    return hashlib.sha256(f"{seed}:{key}".encode()).digest()
+
+
+def draw_replay(
+    earlier: Sequence[Row], current: Collection[str], count: int, seed: int, banned: Collection[str]
+) -> list[Row]:
+    """At most `count` rows of earlier snapshots whose prompts are neither in the current one nor held out."""
+    seen = set(current) | set(banned)
+    drawn: list[Row] = []
+    for row in sorted(earlier, key=lambda row: order(seed, row["prompt_id"])):
+        if len(drawn) == count:
+            break
+        if row["prompt_id"] not in seen:
+            seen.add(row["prompt_id"])
+            drawn.append(row)
+    return drawn
+
+
+def replay_count(current: int, share: float) -> int:
+    """How many rows make `share` of the whole when `current` rows are the rest."""
+    return round(current * share / (1 - share))
+
+
+def build(
+    rows: Sequence[Row],
+    recipe: DataRecipe,
+    *,
+    length: Length,
+    sft_max_length: int,
+    dpo_max_length: int,
+    seed: int,
+    held_out: Collection[str] = (),
+    earlier: Sequence[Row] = (),
+) -> TrainingSet:
+    """The training set of a snapshot.
+
+    `held_out` are the prompt ids of evaluation: never trained on, also when they come back in `earlier` (rows of former
+    snapshots, for replay). Hardest prompts first where `max_rows` bounds them.
+    """
+    out = TrainingSet(prompts=len(rows))
+    chosen: list[Row] = []
+    seen: set[str] = set()
+    for row in sorted(rows, key=lambda row: (-float(row["difficulty"]), str(row["prompt_id"]))):
+        reason = _refusal(row, seen, held_out)
+        if reason is None and recipe.max_rows is not None and len(chosen) == recipe.max_rows:
+            reason = "over_max_rows"
+        if reason:
+            out.left_out[reason] += 1
+            continue
+        seen.add(row["prompt_id"])
+        chosen.append(row)
+    replay = draw_replay(earlier, seen, replay_count(len(chosen), recipe.replay_share), seed, held_out)
+    out.replayed = len(replay)
+    validation = _validation_ids(chosen, recipe.validation_rows, seed)
+    for row in [*chosen, *replay]:
+        is_validation = row["prompt_id"] in validation
+        _add(row, recipe, length, sft_max_length, dpo_max_length, out, is_validation)
+    return out
+
+
+def _refusal(row: Row, seen: Collection[str], held_out: Collection[str]) -> str | None:
+    if row["prompt_id"] in held_out:
+        return "held_out"
+    return "repeated" if row["prompt_id"] in seen else None
+
+
+def _validation_ids(rows: Sequence[Row], wanted: int, seed: int) -> set[str]:
+    """The validation split, by hash: the same prompt is on the same side in every attempt of a run."""
+    ids = sorted((row["prompt_id"] for row in rows), key=lambda key: order(seed, f"validation:{key}"))
+    return set(ids[: min(wanted, int(len(ids) * MAX_VALIDATION_SHARE))])
+
+
+def _add(
+    row: Row,
+    recipe: DataRecipe,
+    length: Length,
+    sft_max_length: int,
+    dpo_max_length: int,
+    out: TrainingSet,
+    is_validation: bool,
+) -> None:
+    prompt = [{"role": str(turn["role"]), "content": str(turn["content"])} for turn in row["messages"]]
+    found = best_and_other(row["candidates"] or [], recipe.pairing)
+    if found is None:
+        out.left_out["no_answer"] += 1
+        return
+    best, other = found
+    answer = _turn(best)
+    tokens = length(prompt + answer)
+    if tokens is None:
+        out.left_out["template"] += 1
+        return
+    if recipe.min_reward is not None and best["reward"] < recipe.min_reward:
+        out.left_out["low_reward"] += 1
+    elif tokens > sft_max_length:
+        out.left_out["sft_too_long"] += 1
+    else:
+        (out.sft_validation if is_validation else out.sft).append({"prompt": prompt, "completion": answer})
+    if other is None or best["reward"] - other["reward"] < recipe.min_margin or best["reward"] == other["reward"]:
+        out.left_out["small_margin"] += 1
+    elif max(tokens, length(prompt + _turn(other)) or 0) > dpo_max_length:
+        out.left_out["dpo_too_long"] += 1
+    else:
+        pair = {"prompt": prompt, "chosen": answer, "rejected": _turn(other)}
+        (out.pairs_validation if is_validation else out.pairs).append(pair)
+
+
+def _turn(candidate: Row) -> Turns:
+    return [{"role": "assistant", "content": str(candidate["text"]).strip()}]
