@@ -114,7 +114,6 @@ class Log:
             await consumer.start()
             consumer.assign([tp])
             start = max(first, (await consumer.beginning_offsets([tp]))[tp])
-            end = min(end, (await consumer.end_offsets([tp]))[tp])
             consumer.seek(tp, start)
             while start < end:
                 batches = await consumer.getmany(tp, timeout_ms=1000, max_records=BATCH)
@@ -122,6 +121,10 @@ class Log:
                 if messages:
                     yield [read_scored(partition, m.offset, m.value or b"") for m in messages]
                 start = await consumer.position(tp)
+                # The high watermark of the fetch, not the latest offset: Tansu's is short by the size of a batch.
+                high = consumer.highwater(tp)
+                if not batches and high is not None and start >= high:
+                    break
         except (KafkaError, OSError) as error:
             raise Transient(f"Kafka at {self._kafka.bootstrap}: cannot read {self._topic} again ({error!r})") from None
         finally:

@@ -54,11 +54,13 @@ class EndedRuns:
                 consumer.assign([tp])
                 await consumer.seek_to_beginning(tp)
             [tp] = self._consumer.assignment()
-            end = (await self._consumer.end_offsets([tp]))[tp]
-            while await self._consumer.position(tp) < end:
-                for messages in (await self._consumer.getmany(tp, timeout_ms=1000)).values():
-                    for message in messages:
-                        self._take(message.value or b"")
+            while True:
+                batches = await self._consumer.getmany(tp, timeout_ms=1000)
+                for message in batches.get(tp, []):
+                    self._take(message.value or b"")
+                high = self._consumer.highwater(tp)
+                if not batches and high is not None and await self._consumer.position(tp) >= high:
+                    break
         except (KafkaError, OSError) as error:
             await self.close()
             raise Transient(f"Kafka at {self._kafka.bootstrap}: cannot read {self._topic} ({error!r})") from None

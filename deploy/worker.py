@@ -3,6 +3,8 @@
 The composition root of the agents: they do not know each other, and nothing else knows them all.
 """
 
+from __future__ import annotations
+
 import asyncio
 import logging
 import signal
@@ -10,6 +12,7 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack
+from typing import TYPE_CHECKING
 
 from prometheus_client import CollectorRegistry, start_http_server
 from redis.asyncio import Redis
@@ -20,14 +23,12 @@ from agents.hop import Handler, Hop
 from agents.ingest import Ingest, Seen
 from agents.rules.contamination import Contamination
 from agents.score import Score
-from agents.trigger import EndedRuns, Trigger
 from deploy.benchmarks import benchmark_prompts
 from streams.app import Hops, create_app
 from streams.buffer.base import Buffer, BufferName, rules
 from streams.buffer.redis import RedisBuffer
 from streams.errors import Fatal, HaypileError, Transient
 from streams.judge import Judge
-from streams.lease import Lease
 from streams.metrics import Metrics
 from streams.producer import Producer
 from streams.redis_client import connect
@@ -35,10 +36,10 @@ from streams.retry import OutageLog, patiently
 from streams.rewards import Rewarder
 from streams.settings import AnswerSettings, JudgeSettings, Settings
 from streams.topics import Topics, create_topics, topic_names
-from streams.training_state import TrainingStateStore
 from streams.vllm import VllmPool
-from trainers.recipe import load_recipe
-from trainers.registry import Registry
+
+if TYPE_CHECKING:
+    from agents.trigger import Trigger
 
 log = logging.getLogger(__name__)
 
@@ -141,6 +142,8 @@ class _Worker:
     async def _answer(
         self, stack: AsyncExitStack, client: Redis, main: Buffer, judge_pool: VllmPool, judge: Judge
     ) -> Answer:
+        from streams.training_state import TrainingStateStore
+
         settings = self.settings
         reward_pool = judge_pool
         if settings.reward.kind == "classifier":
@@ -164,6 +167,13 @@ class _Worker:
         )
 
     def _trigger(self, client: Redis, main: Buffer, held_out: Buffer, producer: Producer) -> Trigger:
+        # Only a worker that decides about training imports what that needs.
+        from agents.trigger import EndedRuns, Trigger
+        from streams.lease import Lease
+        from streams.training_state import TrainingStateStore
+        from trainers.recipe import load_recipe
+        from trainers.registry import Registry
+
         settings = self.settings
         recipe = load_recipe(settings.training.recipe)
         registry = Registry(settings.training.registry)

@@ -295,6 +295,7 @@ class Settings(BaseSettings):
     model_config = SettingsConfigDict(
         env_prefix="HAYPILE_",
         env_nested_delimiter="__",
+        env_parse_none_str="null",
         extra="forbid",
         frozen=True,
         use_attribute_docstrings=True,
