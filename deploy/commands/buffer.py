@@ -1,0 +1,86 @@
+"""`haypile buffer`: what was kept."""
+
+from typing import Annotated
+
+import typer
+
+from deploy.commands.common import JsonOption, buffer_of, console, one_line, print_json, run
+
+app = typer.Typer(help="The rolling buffer.", no_args_is_help=True)
+
+EvalOption = Annotated[bool, typer.Option("--eval", help="The held-out buffer instead of the main one.")]
+
+
+@app.callback()
+def buffer() -> None:
+    """The rolling buffer."""
+
+
+@app.command()
+def top(
+    n: Annotated[int, typer.Option("-n", min=1, help="How many.")] = 20,
+    offset: Annotated[int, typer.Option(min=0, help="How many to pass over first.")] = 0,
+    lowest: Annotated[bool, typer.Option("--lowest", help="The weakest instead of the hardest.")] = False,
+    held_out: EvalOption = False,
+    as_json: JsonOption = False,
+) -> None:
+    """The hardest members."""
+    from rich.table import Table
+
+    from streams.buffer.minhash import conversation_text
+    from streams.records import Member
+    from streams.settings import load_settings
+
+    settings = load_settings()
+
+    async def read() -> list[Member]:
+        async with buffer_of(settings, "eval" if held_out else "main") as buffer:
+            return await buffer.top(n, offset, lowest)
+
+    members = run(read())
+    if as_json:
+        print_json(members)
+        return
+    table = Table("rank", "difficulty", "quality", "category", "answers", "alike", "prompt", box=None, pad_edge=False)
+    for rank, member in enumerate(members, start=offset + 1):
+        prompt = member.prompt
+        table.add_row(
+            f"-{rank}" if lowest else str(rank),
+            f"{prompt.difficulty:.2f}",
+            f"{prompt.quality:.2f}",
+            prompt.category,
+            str(len(member.candidates)),
+            str(member.near_duplicates),
+            one_line(conversation_text(prompt.messages), 90),
+        )
+    console().print(table)
+
+
+@app.command()
+def stats(held_out: EvalOption = False, as_json: JsonOption = False) -> None:
+    """Size, threshold, categories and the spread of difficulty."""
+    from streams.buffer.base import BufferStats
+    from streams.settings import load_settings
+
+    settings = load_settings()
+
+    async def read() -> BufferStats:
+        async with buffer_of(settings, "eval" if held_out else "main") as buffer:
+            return await buffer.stats()
+
+    found = run(read())
+    if as_json:
+        print_json(found)
+        return
+    print(f"members      {found.size} of {found.capacity}, {found.answered} answered")
+    print(f"totals       {found.admitted_total} admitted, {found.evicted_total} evicted")
+    if found.size:
+        print(f"difficulty   {found.lowest_difficulty:.2f} (ranked last) to {found.highest_difficulty:.2f} (first)")
+        print(f"threshold    {'none, there is room' if found.threshold is None else f'{found.threshold:.4f}'}")
+        print(f"judge        {found.judge}")
+        widest = max(found.histogram)
+        for number, count in enumerate(found.histogram):
+            if count:
+                print(f"  {1 + number / 2:.1f}-{1.5 + number / 2:.1f} {count:6d} {'#' * max(1, count * 40 // widest)}")
+        for category, count in sorted(found.categories.items(), key=lambda item: -item[1]):
+            print(f"  {category:12s} {count:6d}")

@@ -1,0 +1,62 @@
+"""What several commands share: output, and clients that are closed again."""
+
+import asyncio
+import json
+import sys
+from collections.abc import AsyncIterator, Coroutine
+from contextlib import asynccontextmanager
+from typing import TYPE_CHECKING, Annotated, Any, TypeVar
+
+import typer
+
+if TYPE_CHECKING:
+    from rich.console import Console
+
+    from streams.buffer.base import BufferName
+    from streams.buffer.redis import RedisBuffer
+    from streams.settings import Settings
+
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
+
+T = TypeVar("T")
+
+
+def run(task: Coroutine[Any, Any, T]) -> T:
+    """Runs the asynchronous part of a command."""
+    return asyncio.run(task)
+
+
+def print_json(value: object) -> None:
+    """Prints msgspec structs, paths and plain values as indented JSON."""
+    import msgspec
+
+    builtins = msgspec.to_builtins(value, enc_hook=str)
+    print(json.dumps(builtins, indent=2, ensure_ascii=not (sys.stdout.encoding or "").lower().startswith("utf")))
+
+
+def console() -> "Console":
+    """Where tables go. Wide when it is no terminal, so that a pipe gets whole lines."""
+    from rich.console import Console
+
+    wide = None if sys.stdout.isatty() else 160
+    return Console(width=wide, highlight=False, markup=False, soft_wrap=False)
+
+
+def one_line(text: str, width: int) -> str:
+    """A prompt as a table cell: white space folded, cut to `width` characters."""
+    folded = " ".join(text.split())
+    return folded if len(folded) <= width else folded[: width - 1] + "…"
+
+
+@asynccontextmanager
+async def buffer_of(settings: "Settings", name: "BufferName" = "main") -> "AsyncIterator[RedisBuffer]":
+    """The buffer in Redis, with its connection closed afterwards. Its methods raise `Transient` when Redis is down."""
+    from streams.buffer.base import rules
+    from streams.buffer.redis import RedisBuffer
+    from streams.redis_client import connect
+
+    client = connect(settings.redis)
+    try:
+        yield RedisBuffer(client, settings.redis.namespace, name, rules(settings.buffer, name))
+    finally:
+        await client.aclose()

@@ -1,0 +1,42 @@
+"""`haypile worker` and `haypile trainer`: the two long-running processes."""
+
+from typing import Annotated
+
+import typer
+
+
+def worker(
+    agents: Annotated[
+        str | None, typer.Option(metavar="A,B", help="Which hops to run; without it worker.agents of the settings.")
+    ] = None,
+) -> None:
+    """Run agents (ingest, score, curate, answer, trigger) until SIGTERM or Ctrl-C."""
+    from deploy.logs import set_up_logs
+    from streams.settings import load_settings
+
+    flags = {} if agents is None else {"worker": {"agents": [name.strip() for name in agents.split(",")]}}
+    settings = load_settings(flags)
+    set_up_logs(settings.log_level)
+
+    from deploy.worker import run_worker
+
+    raise typer.Exit(run_worker(settings))
+
+
+def trainer() -> None:
+    """Do training runs as they are requested, until SIGTERM or Ctrl-C."""
+    import signal
+    import threading
+
+    from deploy.logs import set_up_logs
+    from streams.settings import load_settings
+
+    settings = load_settings()
+    set_up_logs(settings.log_level)
+    stop = threading.Event()
+    for number in (signal.SIGTERM, signal.SIGINT):
+        signal.signal(number, lambda *_: stop.set())
+
+    from trainers.service import serve
+
+    serve(settings, stop)

@@ -1,0 +1,144 @@
+"""`haypile status`."""
+
+import asyncio
+from datetime import UTC, datetime
+from typing import TYPE_CHECKING, Any
+
+import typer
+
+from deploy.commands.common import JsonOption, buffer_of, print_json, run
+
+if TYPE_CHECKING:
+    from streams.settings import Settings
+
+
+def status(as_json: JsonOption = False) -> None:
+    """Where everything stands: dependencies, lag, buffer, last run, champion. Exit code 1 if something is down."""
+    from streams.settings import load_settings
+
+    found = run(_collect(load_settings()))
+    if as_json:
+        print_json(found)
+    else:
+        _print(found)
+    if any("error" in part for part in found.values()):
+        raise typer.Exit(1)
+
+
+async def _collect(settings: "Settings") -> dict[str, dict[str, Any]]:
+    """One entry a part; `error` in it when it cannot be read."""
+    from streams.errors import HaypileError
+
+    async def guarded(task: Any) -> dict[str, Any]:
+        try:
+            return dict(await task)
+        except HaypileError as error:
+            return {"error": str(error)}
+
+    parts = {
+        "kafka": asyncio.to_thread(_kafka, settings),
+        "buffer": _buffer(settings),
+        "vllm": _vllm(settings),
+        "last_run": asyncio.to_thread(_last_run, settings),
+        "models": asyncio.to_thread(_models, settings),
+    }
+    return dict(zip(parts, await asyncio.gather(*(guarded(task) for task in parts.values())), strict=True))
+
+
+def _kafka(settings: "Settings") -> dict[str, Any]:
+    from dataclasses import asdict
+
+    from deploy.kafka import topic_states
+    from streams.topics import topic_names
+
+    names = topic_names(settings.kafka)
+    workers = settings.kafka.group
+    readers = dict.fromkeys(names.all()) | {names.raw: workers, names.accepted: workers, names.scored: workers}
+    readers[names.requests] = settings.training.group
+    states = topic_states(settings.kafka, readers)
+    return {"bootstrap": settings.kafka.bootstrap, "topics": {name: asdict(state) for name, state in states.items()}}
+
+
+async def _buffer(settings: "Settings") -> dict[str, Any]:
+    async with buffer_of(settings) as main, buffer_of(settings, "eval") as held_out:
+        stats, other = await main.stats(), await held_out.stats()
+    return {
+        "members": stats.size,
+        "capacity": stats.capacity,
+        "answered": stats.answered,
+        "admitted_total": stats.admitted_total,
+        "lowest_difficulty": stats.lowest_difficulty,
+        "highest_difficulty": stats.highest_difficulty,
+        "judge": stats.judge,
+        "held_out": other.size,
+    }
+
+
+async def _vllm(settings: "Settings") -> dict[str, Any]:
+    from deploy.clients import judge_pool, serving_pool, teacher_pool
+    from deploy.probes import REACH_S
+
+    served: dict[str, list[str]] = {}
+    for new_pool in (judge_pool, teacher_pool, serving_pool):
+        async with new_pool(settings, REACH_S) as pool:
+            for url in pool.urls:
+                if url not in served:
+                    served[url] = await pool.models(url)
+    return {"serves": served}
+
+
+def _last_run(settings: "Settings") -> dict[str, Any]:
+    import msgspec
+
+    from deploy.kafka import read_topics
+    from streams.records import TrainEvent, decode
+    from streams.topics import topic_names
+
+    last: TrainEvent | None = None
+    for message in read_topics(settings.kafka, topic_names(settings.kafka).events):
+        try:
+            event = decode(TrainEvent, message.value)
+        except msgspec.MsgspecError:
+            continue
+        last = event
+    return {} if last is None else dict(msgspec.to_builtins(last))
+
+
+def _models(settings: "Settings") -> dict[str, Any]:
+    from trainers.registry import Registry
+
+    registry = Registry(settings.training.registry)
+    return {"champion": registry.champion().version, "versions": len(registry.versions())}
+
+
+def _print(found: dict[str, dict[str, Any]]) -> None:
+    for part, values in found.items():
+        if "error" in values:
+            print(f"{part:9s} DOWN  {values['error']}")
+        elif part == "kafka":
+            print(f"kafka     up    {values['bootstrap']}")
+            for name, topic in values["topics"].items():
+                lag = "" if topic["lag"] is None else f", lag {topic['lag']}"
+                there = f"{topic['records']} records in {topic['partitions']} partitions{lag}"
+                print(f"            {name:18s} {there if topic['partitions'] else 'missing'}")
+        elif part == "buffer":
+            print(
+                f"buffer    up    {values['members']} of {values['capacity']} members, {values['answered']} answered, "
+                f"{values['held_out']} held out"
+            )
+            if values["members"]:
+                print(
+                    f"            difficulty {values['lowest_difficulty']:.2f} to {values['highest_difficulty']:.2f}, "
+                    f"judge {values['judge']}"
+                )
+        elif part == "vllm":
+            for url, names in values["serves"].items():
+                print(f"vllm      up    {url} serves {', '.join(names)}")
+        elif part == "last_run":
+            if values:
+                at = datetime.fromtimestamp(values["ts"] / 1000, UTC)
+                print(f"last run        {values['run_id']}: {values['phase']} at {at:%Y-%m-%d %H:%M:%S} UTC")
+            else:
+                print("last run        none yet")
+        else:
+            print(f"champion        {values['champion'] or 'the base model'} ({values['versions']} versions)")

@@ -1,0 +1,129 @@
+"""Records into `prompts.raw`: reading lines, and a producer that waits for the broker. kafka-python, no asyncio."""
+
+import json
+import threading
+from collections.abc import Iterable, Iterator
+from types import TracebackType
+from typing import Any, Self
+
+import msgspec
+
+from deploy.kafka import BOOTSTRAP_MS, translated
+from streams.records import RawPrompt, decode, encode
+from streams.settings import Settings
+from streams.topics import topic_names
+
+IN_FLIGHT = 5_000
+"""Records handed to the producer and not yet acknowledged: bounds memory."""
+DELIVERY_MS = 60_000
+"""A record that the broker has not taken by then has failed."""
+
+Line = tuple[int, bytes, bytes | None, str | None]
+"""Line number, value, key, and what is wrong with it (then it is not to be sent)."""
+
+
+def lines_of(stream: Iterable[bytes], kind: str, source: str) -> Iterator[Line]:
+    """Records of a stream of lines; `kind` is `jsonl`, `plain` (one prompt a line) or `auto` (by the first line).
+
+    Empty lines are passed over. JSON goes on byte for byte; only what could never be a record is a problem here, the
+    rest is for `ingest` to judge.
+    """
+    for number, raw in enumerate(stream, start=1):
+        line = raw.strip().removeprefix(b"\xef\xbb\xbf")
+        if not line:
+            continue
+        if kind == "auto":
+            kind = "jsonl" if line.startswith(b"{") else "plain"
+        yield _json_line(number, line) if kind == "jsonl" else _plain_line(number, line, source)
+
+
+def _json_line(number: int, line: bytes) -> Line:
+    try:
+        record = decode(RawPrompt, line)
+    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+        return number, line, None, str(error)
+    if record.prompt is None and record.messages is None:
+        return number, line, None, "has neither `prompt` nor `messages`"
+    return number, line, _key(record.user_id), None
+
+
+def _plain_line(number: int, line: bytes, source: str) -> Line:
+    try:
+        return number, encode(RawPrompt(prompt=line.decode("utf-8"), source=source)), None, None
+    except UnicodeDecodeError as error:
+        return number, line, None, f"is not UTF-8 ({error.reason} at byte {error.start})"
+
+
+def _key(user_id: str | None) -> bytes | None:
+    return None if user_id is None else user_id.encode("utf-8", "replace")
+
+
+def key_of(value: bytes) -> bytes | None:
+    """The key of a raw record: its user, so that one user's prompts stay in order; None when there is none to read."""
+    try:
+        record: Any = json.loads(value)
+    except ValueError:
+        return None
+    user_id = record.get("user_id") if isinstance(record, dict) else None
+    return _key(user_id) if isinstance(user_id, str) else None
+
+
+class Feed:
+    """Context manager around a producer. Counts what the broker took (`sent`) and what it did not (`failed`)."""
+
+    def __init__(self, settings: Settings) -> None:
+        from kafka import KafkaProducer
+
+        self._kafka = settings.kafka
+        self._topic = topic_names(settings.kafka).raw
+        self._slots = threading.Semaphore(IN_FLIGHT)
+        self._count = threading.Lock()
+        self.sent = 0
+        self.failed = 0
+        self.last_error = ""
+        with translated(self._kafka):
+            self._producer: Any = KafkaProducer(
+                bootstrap_servers=self._kafka.bootstrap,
+                acks="all",
+                linger_ms=5,
+                max_request_size=self._kafka.max_message_bytes,
+                delivery_timeout_ms=DELIVERY_MS,
+                bootstrap_timeout_ms=BOOTSTRAP_MS,
+            )
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None
+    ) -> None:
+        self._producer.close(timeout=0 if kind else 10)
+
+    def send(self, value: bytes, key: bytes | None) -> None:
+        """Hands a record over; waits while too many are in flight."""
+        from kafka.errors import KafkaError
+
+        self._slots.acquire()
+        try:
+            future = self._producer.send(self._topic, value=value, key=key)
+        except (KafkaError, AssertionError) as error:
+            self._failed(error)
+            return
+        future.add_callback(self._acked)
+        future.add_errback(self._failed)
+
+    def flush(self) -> None:
+        """Returns when the broker has answered for every record."""
+        with translated(self._kafka):
+            self._producer.flush(timeout=DELIVERY_MS / 1000 + 10)
+
+    def _acked(self, _metadata: object) -> None:
+        with self._count:
+            self.sent += 1
+        self._slots.release()
+
+    def _failed(self, error: BaseException) -> None:
+        with self._count:
+            self.failed += 1
+            self.last_error = str(error) or type(error).__name__
+        self._slots.release()

@@ -1,0 +1,147 @@
+"""What the commands read from Kafka, with kafka-python (its own loop: keep it out of asyncio). No consumer group."""
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from streams.errors import Transient
+from streams.settings import KafkaSettings
+
+BOOTSTRAP_MS = 5_000
+"""A command says within seconds that the broker is not there."""
+REQUEST_MS = 15_000
+POLL_MS = 500
+
+
+@contextmanager
+def translated(kafka: KafkaSettings) -> Iterator[None]:
+    """Errors of kafka-python become `Transient` with the address and what to do."""
+    from kafka.errors import KafkaError
+
+    try:
+        yield
+    except (KafkaError, OSError, ValueError) as error:
+        raise Transient(
+            f"Kafka at {kafka.bootstrap} is not reachable ({error}): start it, or set kafka.bootstrap"
+        ) from None
+
+
+def new_consumer(kafka: KafkaSettings, group: str | None = None) -> Any:
+    """A consumer that joins no group and commits nothing; `group` is for looking up its committed offsets."""
+    from kafka import KafkaConsumer
+
+    return KafkaConsumer(
+        bootstrap_servers=kafka.bootstrap,
+        group_id=group,
+        enable_auto_commit=False,
+        auto_offset_reset="earliest",
+        bootstrap_timeout_ms=BOOTSTRAP_MS,
+        request_timeout_ms=REQUEST_MS,
+    )
+
+
+@dataclass(frozen=True)
+class Message:
+    """One record of a topic."""
+
+    topic: str
+    partition: int
+    offset: int
+    key: bytes | None
+    value: bytes
+
+
+class Follower:
+    """Reads whole topics from their beginning and then goes on; used by one thread. Raises `Transient`."""
+
+    def __init__(self, kafka: KafkaSettings, topics: Iterable[str]) -> None:
+        from kafka import TopicPartition
+
+        self._kafka = kafka
+        with translated(kafka):
+            self._consumer = new_consumer(kafka)
+            self._all = [
+                TopicPartition(topic, partition)
+                for topic in topics
+                for partition in sorted(self._consumer.partitions_for_topic(topic) or ())
+            ]
+            self._consumer.assign(self._all)
+            if self._all:
+                self._consumer.seek_to_beginning(*self._all)
+
+    def poll(self, timeout_s: float) -> list[Message]:
+        """What has come; waits up to `timeout_s` for the first."""
+        if not self._all:
+            return []
+        with translated(self._kafka):
+            batches = self._consumer.poll(timeout_ms=int(timeout_s * 1000))
+        return [
+            Message(tp.topic, tp.partition, record.offset, record.key, record.value or b"")
+            for tp, records in batches.items()
+            for record in records
+        ]
+
+    def until_end(self) -> Iterator[Message]:
+        """Everything that is in the topics now."""
+        if not self._all:
+            return
+        with translated(self._kafka):
+            ends = self._consumer.end_offsets(self._all)
+        while True:
+            yield from self.poll(POLL_MS / 1000)
+            with translated(self._kafka):
+                if all(self._consumer.position(tp) >= end for tp, end in ends.items()):
+                    return
+
+    def close(self) -> None:
+        """Ends the connection."""
+        self._consumer.close()
+
+
+def read_topics(kafka: KafkaSettings, *topics: str) -> list[Message]:
+    """Everything in the topics now; nothing of topics that do not exist."""
+    follower = Follower(kafka, topics)
+    try:
+        return list(follower.until_end())
+    finally:
+        follower.close()
+
+
+@dataclass(frozen=True)
+class TopicState:
+    """A topic as one group sees it."""
+
+    partitions: int
+    """0: the topic does not exist."""
+    records: int
+    """Between the log's begin and end."""
+    lag: int | None
+    """Records that the group has not committed; None: no group reads it."""
+
+
+def topic_states(kafka: KafkaSettings, readers: dict[str, str | None]) -> dict[str, TopicState]:
+    """State of each topic in `readers` (topic → the group that consumes it, or None). Raises `Transient`."""
+    from kafka import TopicPartition
+
+    found: dict[str, TopicState] = {}
+    with translated(kafka):
+        consumers = {group: new_consumer(kafka, group) for group in set(readers.values())}
+        try:
+            for topic, group in readers.items():
+                consumer = consumers[group]
+                tps = [TopicPartition(topic, p) for p in sorted(consumer.partitions_for_topic(topic) or ())]
+                if not tps:
+                    found[topic] = TopicState(0, 0, None)
+                    continue
+                begins, ends = consumer.beginning_offsets(tps), consumer.end_offsets(tps)
+                lag = None
+                if group is not None:
+                    # Committed is the *next* offset to read; nothing committed: all of it is ahead.
+                    committed = {tp: consumer.committed(tp) for tp in tps}
+                    lag = sum(ends[tp] - (begins[tp] if committed[tp] is None else committed[tp]) for tp in tps)
+                found[topic] = TopicState(len(tps), sum(ends[tp] - begins[tp] for tp in tps), lag)
+        finally:
+            for consumer in consumers.values():
+                consumer.close()
+    return found
