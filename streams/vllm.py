@@ -1,8 +1,8 @@
 """The vLLM client: several servers of the same models, bounded requests in flight, errors named by what to do.
 
 One pool serves one purpose (judge, teacher, serving). A request goes to the server with the fewest requests in flight;
-a server that fails is left alone for a while and the others take over. Retries are the caller's: `Transient` means that
-the record has to wait, and the ordered window turns that into backpressure.
+a server that fails is left alone by its circuit breaker and the others take over. Retries are the caller's: `Transient`
+means that the record has to wait, and the ordered window turns that into backpressure.
 """
 
 import asyncio
@@ -15,10 +15,8 @@ from typing import Any, Self
 
 import aiohttp
 
+from streams.breaker import Breaker
 from streams.errors import Fatal, HaypileError, Transient
-
-REST_S = 2.0
-"""A server that failed gets no request for this long while another one lives."""
 
 
 class TooLong(HaypileError):
@@ -42,7 +40,7 @@ class _Server:
     def __init__(self, url: str) -> None:
         self.url = url
         self.in_flight = 0
-        self.rest_until = 0.0
+        self.breaker = Breaker()
 
 
 class VllmPool:
@@ -178,27 +176,43 @@ class VllmPool:
                 raise
 
     async def _post(self, path: str, body: Mapping[str, Any]) -> Any:
-        """Send to the least busy server that is not resting. Each is tried once, then `Transient`."""
+        """Send to the least busy server whose breaker allows it. Each is tried once, then `Transient`."""
         async with self._slots:
-            tried: set[str] = set()
+            tried: list[_Server] = []
             while True:
                 server = self._pick(tried)
-                tried.add(server.url)
-                server.in_flight += 1
+                tried.append(server)
                 try:
-                    return await self._call("POST", server.url, path, body)
+                    return await self._try(server, path, body)
                 except Transient:
-                    server.rest_until = time.monotonic() + REST_S
                     if len(tried) == len(self._servers):
                         raise
-                finally:
-                    server.in_flight -= 1
 
-    def _pick(self, tried: set[str]) -> _Server:
+    def _pick(self, tried: Sequence[_Server]) -> _Server:
         now = time.monotonic()
-        left = [server for server in self._servers if server.url not in tried]
-        awake = [server for server in left if server.rest_until <= now]
-        return min(awake or left, key=lambda server: server.in_flight)
+        left = [server for server in self._servers if server not in tried and server.breaker.allows(now)]
+        if not left:
+            raise Transient(f"vLLM at {', '.join(self.urls)} failed and rests before the next probe")
+        return min(left, key=lambda server: server.in_flight)
+
+    async def _try(self, server: _Server, path: str, body: Mapping[str, Any]) -> Any:
+        server.in_flight += 1
+        server.breaker.began()
+        try:
+            answer = await self._call("POST", server.url, path, body)
+        except Transient:
+            server.breaker.failed(time.monotonic())
+            raise
+        except HaypileError:  # it refuses this request: it lives
+            server.breaker.worked()
+            raise
+        except BaseException:
+            server.breaker.gave_up()
+            raise
+        finally:
+            server.in_flight -= 1
+        server.breaker.worked()
+        return answer
 
     async def _call(self, method: str, url: str, path: str, body: Mapping[str, Any] | None) -> Any:
         if self._session is None:

@@ -1,0 +1,96 @@
+"""What haypile relies on in vLLM, over the fake and over the real one (its CPU build, SmolLM2, the demo's judge)."""
+
+import asyncio
+import math
+from collections.abc import AsyncIterator
+from pathlib import Path
+
+import pytest
+from aiohttp.test_utils import TestServer
+
+from deploy.local.vllm import JUDGE
+from streams.errors import Fatal
+from streams.judge import Judge
+from streams.records import Message
+from streams.rubric import LETTERS, RATINGS, Question, judge_prompts, labels_of, read
+from streams.settings import JudgeSettings
+from streams.vllm import TooLong, VllmPool
+from tests.support.fake_vllm import FakeVllm
+
+
+@pytest.fixture(params=["fake", "real"])
+async def pool(request: pytest.FixtureRequest) -> AsyncIterator[VllmPool]:
+    if request.param == "real":
+        async with VllmPool([request.getfixturevalue("vllm_url")], timeout_s=120) as pool:
+            yield pool
+        return
+    server = TestServer(FakeVllm().app)
+    await server.start_server()
+    async with VllmPool([str(server.make_url(""))]) as pool:
+        yield pool
+    await server.close()
+
+
+async def test_the_served_names(pool: VllmPool) -> None:
+    assert {"base", "teacher", "judge"} <= set(await pool.models(pool.urls[0]))
+
+
+async def test_ratings_come_as_logprobs_of_the_labels(pool: VllmPool) -> None:
+    prompts = judge_prompts("Prove that there are infinitely many primes.")
+    completions = await pool.completions([*prompts.values()], model="judge")
+    for question, completion in zip(prompts, completions, strict=True):
+        reading = read(completion.top_logprobs, labels_of(question))
+        assert reading.label_mass > 0.5
+        assert math.isclose(sum(reading.probabilities.values()), 1, abs_tol=1e-6)
+        assert reading.label in (LETTERS if question is Question.category else RATINGS)
+
+
+async def test_the_judge_rates(pool: VllmPool) -> None:
+    rating = await Judge(pool, JudgeSettings()).rate([Message("user", "What is 2 + 2?")])
+    assert 1 <= rating.difficulty <= 9
+    assert 1 <= rating.quality <= 9
+
+
+async def test_a_prompt_over_the_context_is_too_long_and_the_server_lives_on(pool: VllmPool) -> None:
+    text = "\u0b9c " * 15_000  # few characters a token: far over 2,048 tokens
+    with pytest.raises(TooLong):
+        await pool.completions([text], model="judge")
+    with pytest.raises(TooLong):
+        await pool.chat([{"role": "user", "content": text}], model="teacher", max_tokens=4)
+    rating = await Judge(pool, JudgeSettings(max_chars=100_000)).rate([Message("user", text)])
+    assert 0 < rating.seen_chars < len(text)
+
+
+async def test_n_answers(pool: VllmPool) -> None:
+    answers = await pool.chat(
+        [{"role": "user", "content": "Say something."}], model="teacher", n=3, temperature=0.8, max_tokens=8
+    )
+    assert len(answers) == 3
+    assert all(answers)
+
+
+async def test_an_unknown_model_is_fatal(pool: VllmPool) -> None:
+    with pytest.raises(Fatal):
+        await pool.completions(["x"], model="nobody")
+
+
+async def test_adapters_come_and_go_and_repeats_are_fine(pool: VllmPool) -> None:
+    [url] = pool.urls
+    for _ in range(2):
+        await pool.load_adapter(url, "a-1", str(JUDGE))
+    assert "a-1" in await pool.models(url)
+    answers = await pool.chat([{"role": "user", "content": "Hello"}], model="a-1", max_tokens=4)
+    assert len(answers) == 1
+    for _ in range(2):
+        await pool.unload_adapter(url, "a-1")
+    assert "a-1" not in await pool.models(url)
+
+
+async def test_many_at_once(pool: VllmPool) -> None:
+    judge = Judge(pool, JudgeSettings())
+    ratings = await asyncio.gather(*(judge.rate([Message("user", f"What is {i} + {i}?")]) for i in range(24)))
+    assert len(ratings) == 24
+
+
+def test_the_judge_is_shipped() -> None:
+    assert sorted(p.name for p in Path(JUDGE).iterdir()) == ["README.md", "adapter_config.json", "adapter_model.safetensors"]
