@@ -6,11 +6,11 @@ vLLM's prefix cache pays for the rubric and the text once. The answer is the dis
 
     rating = Σ k·p(k) / Σ p(k)      label_mass = Σ p(k)      k in the labels
 
-(the mean of the distribution beats its mode: arXiv 2503.03064). The probabilities are raw, with no mask over the labels,
-so ``label_mass`` says honestly whether the model answered the question at all.
+(the mean of the distribution beats its mode: arXiv 2503.03064). The probabilities are raw, no mask over the labels, so
+``label_mass`` says honestly whether the model answered the question at all.
 
-Requests end so that the next token is the bare label for the usual byte-level BPE tokenizers (SmolLM2, Qwen2.5, Llama 3).
-They split " 5" into a space and a digit, so ratings end with the space; " A" is one token, so the category ends with an
+Requests end so that the next token is the bare label for the usual byte-level BPE (SmolLM2, Qwen2.5, Llama 3). It
+splits " 5" into a space and a digit, so ratings end with the space; " A" is one token, so the category ends with an
 open parenthesis. Of the endings tried on the untrained SmolLM2-135M these put the most mass on the labels (0.9 and 0.5;
 a bare colon: 0.0 and 0.1).
 """
