@@ -37,7 +37,7 @@ class TrainingSet:
     """Prompts taken from earlier snapshots."""
     left_out: Counter[str] = field(default_factory=Counter)
     """Reason → rows: `held_out`, `repeated`, `over_max_rows`, `no_answer`, `template` (the chat template refuses the
-    conversation), `low_reward`, `sft_too_long`, `small_margin`, `dpo_too_long`. The last four concern one phase only."""
+    conversation); of one phase only: `low_reward`, `sft_too_long`, `small_margin`, `dpo_too_long`."""
 
 
 def best_and_other(candidates: Iterable[Mapping[str, Any]], pairing: str) -> tuple[Row, Row | None] | None:

@@ -65,7 +65,7 @@ def reference_model(plan: Plan, start: Path) -> PeftModel:
     config.inference_mode = False
     if adapter is None:
         model: PeftModel = get_peft_model(base, config)
-    return model
+        return model
     other: Any = PeftConfig.from_pretrained(adapter)
     if (other.r, other.lora_alpha, set(other.target_modules)) != (
         config.r,

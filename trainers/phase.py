@@ -190,7 +190,7 @@ def fit(
 
 
 def _save(trainer: Trainer, folder: Path) -> None:
-    """The adapter alone (no reference, no optimizer), by rename. Raises `TrainingFailure` for weights that are not finite."""
+    """The adapter alone (no reference, no optimizer), by rename. Weights that are not finite: `TrainingFailure`."""
     model: Any = trainer.accelerator.unwrap_model(trainer.model)
     if any(not torch.isfinite(p).all() for name, p in model.named_parameters() if ".default." in name):
         raise TrainingFailure("diverged", "the adapter has weights that are not finite: lower the learning rate")

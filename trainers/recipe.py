@@ -58,8 +58,8 @@ class LoraRecipe(_Section):
     def _rank_fits(self) -> LoraRecipe:
         if self.r > self.max_lora_rank:
             raise ValueError(
-                f"r is {self.r}, but vLLM loads adapters up to rank {self.max_lora_rank}: start it with --max-lora-rank "
-                f"{self.r} and set lora.max_lora_rank to the same"
+                f"r is {self.r}, but vLLM loads adapters up to rank {self.max_lora_rank}: start it with "
+                f"--max-lora-rank {self.r} and set lora.max_lora_rank to the same"
             )
         return self
 

@@ -21,6 +21,9 @@ from trainers.rundir import Failure, Metrics, Plan, Progress, RunFolder
 
 log = logging.getLogger("trainers.run")
 
+BUSY = 75
+"""Exit code (EX_TEMPFAIL) when another process trains in the folder: wait, nothing is wrong."""
+
 
 def main(argv: Sequence[str] | None = None) -> int:
     """See the module. `--with-parent`: end when standard input does, that is, when the service is gone."""
@@ -42,7 +45,7 @@ def _end_with_parent() -> None:
 
 
 def attempt(folder: RunFolder) -> int:
-    """One attempt: exit code 0 when both phases are complete, 1 with `error.json` otherwise."""
+    """One attempt: exit code 0 when both phases are complete, 1 with `error.json`, or `BUSY`."""
     is_main = int(os.environ.get("RANK", "0")) == 0
     with (folder.path / ".lock").open("a") as lock:
         if is_main:
@@ -50,7 +53,7 @@ def attempt(folder: RunFolder) -> int:
                 fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 log.error("another process trains in %s", folder.path)
-                return 1
+                return BUSY
             (folder.path / "error.json").unlink(missing_ok=True)
         try:
             train(folder)
@@ -127,12 +130,6 @@ def train(folder: RunFolder) -> None:
             metrics = {"dpo_steps": 0}
         state.wait_for_everyone()
         marker.completes("dpo", metrics)
-
-
-def result(folder: RunFolder) -> Path:
-    """The adapter that a complete run made: DPO's, or SFT's where there was no pair."""
-    dpo = folder.adapter("dpo")
-    return dpo if dpo.is_dir() else folder.adapter("sft")
 
 
 class Marker:

@@ -1,4 +1,4 @@
-"""The folder of a run: what it was asked, how far it is, what it learned. Files are replaced by rename, never half written.
+"""The folder of a run: what it was asked, how far it is, what it learned. Files are replaced by rename.
 
 request.json    the `TrainRequest`                                   written by the service, once
 plan.json       recipe, base model, adapters to start from           written by the service, once
@@ -153,6 +153,11 @@ class RunFolder:
         """Whether the run is over, however it ended."""
         return self.record().outcome in FINAL
 
+    def result(self) -> Path:
+        """The adapter that a complete run made: DPO's, or SFT's where there was no pair."""
+        dpo = self.adapter("dpo")
+        return dpo if dpo.is_dir() else self.adapter("sft")
+
     def log_tail(self, lines: int = 5) -> str:
         """The last lines of the training process' output, in one line."""
         try:
@@ -162,7 +167,7 @@ class RunFolder:
         return " | ".join(line.strip() for line in text.splitlines()[-lines:] if line.strip())
 
     def points(self) -> list[dict[str, float | int | str]]:
-        """The learning curves; a last line that was cut by a kill is left out. A step repeated after a resume counts once."""
+        """The learning curves, without a last line cut by a kill; a step repeated after a resume counts once."""
         try:
             lines = self.curve.read_text(encoding="utf-8").splitlines()
         except OSError:
