@@ -65,21 +65,6 @@ class GateReport(msgspec.Struct, kw_only=True):
     reason: str
     rows: list[Comparison]
 
-    def numbers(self) -> dict[str, float | int | str | bool | None]:
-        """What an event carries of it."""
-        names = (
-            "prompts",
-            "wins",
-            "losses",
-            "ties",
-            "win_rate",
-            "lower",
-            "upper",
-            "champion_reward",
-            "challenger_reward",
-        )
-        return {f"gate_{name}": getattr(self, name) for name in names} | {"gate_reason": self.reason}
-
 
 def wilson(successes: float, trials: int, confidence: float) -> tuple[float, float]:
     """Wilson's score interval of a proportion (Wilson 1927, JASA 22; Brown, Cai & DasGupta 2001 for small samples).
@@ -204,7 +189,11 @@ async def evaluate(
             challenger_answer=theirs,
         )
 
-    async with asyncio.TaskGroup() as tasks:
-        compared = [tasks.create_task(compare(row)) for row in hardest(rows, recipe.prompts)]
-    found = [row for row in (task.result() for task in compared) if row is not None]
+    tasks = [asyncio.create_task(compare(row)) for row in hardest(rows, recipe.prompts)]
+    try:
+        compared = await asyncio.gather(*tasks)
+    finally:
+        for task in tasks:
+            task.cancel()
+    found = [row for row in compared if row is not None]
     return judge_rows(found, recipe, champion=champion, challenger=challenger, skipped=skipped)

@@ -1,6 +1,7 @@
 """The registry: a directory an adapter, a pointer to the champion, and the pointer's history. Pure file code.
 
     adapters/v0001-<run_id>/   adapter_config.json, adapter_model.safetensors, manifest.json; published by one rename
+                               gate.json after the comparison: every prompt, both answers, both rewards
     champion.json              the champion and how it came to be; replaced by rename
     .lock                      flock of writers; .serving.lock of who changes what the servers have loaded
 
@@ -28,6 +29,7 @@ from trainers.rundir import RUN_ID, write_atomic
 WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
 MANIFEST = "manifest.json"
+GATE = "gate.json"
 
 VERSION = re.compile(rf"v(\d{{4,}})-({RUN_ID.pattern})")
 
@@ -54,7 +56,7 @@ class Manifest(msgspec.Struct, kw_only=True):
     sha256: dict[str, str]
     """File name → hex digest."""
     gate: dict[str, Any] | None = None
-    """The gate's report; null before the comparison."""
+    """The gate's report without its rows (they are in `gate.json`); null before the comparison."""
 
 
 class Change(msgspec.Struct, kw_only=True):
@@ -169,13 +171,14 @@ class Registry:
         return manifest
 
     def set_gate(self, version: str, report: dict[str, Any]) -> None:
-        """Record the gate's report in the manifest; the first one stays."""
+        """Record the gate's report: numbers and verdict in the manifest, the rows beside it. The first one stays."""
         with self._lock(".lock"):
             manifest = self.show(version)
             if manifest.gate is None:
-                manifest.gate = report
-                target = self.adapters / version / MANIFEST
-                write_atomic(target, msgspec.json.format(msgspec.json.encode(manifest)))
+                folder = self.adapters / version
+                write_atomic(folder / GATE, msgspec.json.format(msgspec.json.encode(report)))
+                manifest.gate = {name: value for name, value in report.items() if name != "rows"}
+                write_atomic(folder / MANIFEST, msgspec.json.format(msgspec.json.encode(manifest)))
 
     def verify(self, version: str) -> None:
         """Check the digests. Raises `Fatal` with the file that differs."""

@@ -1,0 +1,326 @@
+"""One run, from its request to its outcome, as steps that each can be repeated after a crash.
+
+    prepare → train (subprocess) → publish (registry) → gate (vLLM) → promote or reject → outcome
+
+What was done is read from files: the run's folder, the registry, the pointer. A kill between any two steps loses
+nothing and repeats nothing that can be seen from outside (an event may be sent twice when the kill falls between its
+sending and the note of it; `train.events` is keyed by run).
+"""
+
+import asyncio
+import logging
+import time
+from collections.abc import Awaitable, Callable
+from pathlib import Path
+from typing import Any
+
+import msgspec
+
+from streams.errors import Fatal, HaypileError, Transient
+from streams.records import Phase, TrainEvent, TrainRequest
+from streams.retry import OutageLog, patiently
+from streams.settings import Settings
+from streams.snapshots import read_manifest, read_rows
+from streams.vllm import VllmPool
+from trainers.gate import GateReport, Rewards, evaluate
+from trainers.launch import TrainingProcess
+from trainers.metrics import TrainerMetrics
+from trainers.promotion import Servers, adapter_name, move, served_name
+from trainers.recipe import Recipe
+from trainers.registry import Manifest, Registry
+from trainers.run import BUSY
+from trainers.rundir import Failure, Plan, Record, RunFolder
+
+log = logging.getLogger(__name__)
+
+MAX_ATTEMPTS = 3
+"""Training processes that may die without saying why (the kernel's OOM killer, a driver) before the run is failed. Each
+goes on from the last checkpoint, so that a machine that is rebooted often still gets to the end: those do not count."""
+GATE_ATTEMPTS = 3
+"""A server that restarts during the gate forgets the challenger: it is loaded again, so many times."""
+FOLLOW_S = 1.0
+"""How often progress is read."""
+AGAIN_S = 5.0
+"""Pause before a training process is started again."""
+
+Publish = Callable[[TrainEvent], Awaitable[None]]
+StillOurs = Callable[[], Awaitable[None]]
+
+
+class RunFailed(HaypileError):
+    """The run cannot succeed."""
+
+    def __init__(self, reason: str, error: str) -> None:
+        super().__init__(f"{reason}: {error}")
+
+
+class LeaseLost(HaypileError):
+    """Another trainer has taken over: leave the run to it."""
+
+
+class Runner:
+    """Does runs. `publish` sends an event and returns when the broker has it; `rewards` rates answers in the gate."""
+
+    def __init__(
+        self,
+        settings: Settings,
+        recipe: Recipe,
+        *,
+        registry: Registry,
+        publish: Publish,
+        rewards: Rewards,
+        metrics: TrainerMetrics,
+    ) -> None:
+        self._settings = settings
+        self._recipe = recipe
+        self._registry = registry
+        self._publish = publish
+        self._rewards = rewards
+        self._metrics = metrics
+
+    async def do(self, request: TrainRequest, still_ours: StillOurs) -> Phase:
+        """Bring the run to its end and return how it ended; a run that has ended is not run again.
+
+        `still_ours` raises `LeaseLost` when another trainer has taken over. Cancelling ends the training process and leaves the run
+        to be gone on with. Raises `InvalidRecord` for a run id that is no name, `Transient` and `OSError` where the
+        run's own files cannot be written.
+        """
+        folder = RunFolder.of(self._settings.training.work_dir.absolute(), request.run_id)
+        await asyncio.to_thread(folder.path.mkdir, parents=True, exist_ok=True)
+        run = _Run(folder, request, self._publish, self._metrics)
+        if run.record.outcome is None:
+            try:
+                outcome, reason = await self._steps(run, still_ours)
+            except (Transient, LeaseLost, OSError):
+                raise
+            except HaypileError as error:
+                outcome, reason = "failed", str(error)
+            except Exception as error:  # a defect must not stop the trainer: the run fails and says so
+                log.exception("run %s", request.run_id)
+                outcome, reason = "failed", f"unexpected: {type(error).__name__}: {error}"
+            if outcome == "failed" and run.record.version is not None:
+                await self._withdraw(run.record.version)
+            run.end(outcome, reason)
+            self._metrics.runs.labels(outcome).inc()
+            if outcome == "done":
+                self._metrics.last_success.set_to_current_time()
+            log.info("run %s: %s: %s", request.run_id, outcome, reason)
+        final = run.record.outcome
+        if final is None:
+            raise RuntimeError("a run has ended without an outcome")
+        await run.announce(final, {"reason": run.record.reason})
+        self._metrics.show_phase(None)
+        return final
+
+    async def _steps(self, run: "_Run", still_ours: StillOurs) -> tuple[Phase, str]:
+        await run.announce("queued", {"snapshot": run.request.snapshot, "reasons": ", ".join(run.request.reasons)})
+        plan = await asyncio.to_thread(self._plan, run)
+        await self._train(run, plan)
+        manifest = await asyncio.to_thread(self._into_registry, run, plan)
+        run.record.version = manifest.version
+        run.save()
+        await run.announce("gate", {"version": manifest.version})
+        report = await self._gate(run, plan, manifest)
+        numbers = {name: value for name, value in report.items() if isinstance(value, float | int | str | bool)}
+        self._metrics.win_rate.set(float(report["win_rate"]))
+        run.learned({f"gate_{name}": value for name, value in numbers.items()})
+        if not report["promote"]:
+            await self._withdraw(manifest.version)
+            return "rejected", str(report["reason"])
+        await run.announce("promote", {})
+        name = await self._promote(manifest.version, str(report["reason"]), still_ours)
+        run.learned({"served_as": name})
+        return "done", str(report["reason"])
+
+    def _plan(self, run: "_Run") -> Plan:
+        """The plan of the run: made once, then read."""
+        plan = run.folder.read(Plan, "plan.json")
+        if plan is not None:
+            return plan
+        request, training = run.request, self._settings.training
+        base = request.base_model
+        for version in {request.parent_adapter, self._registry.champion().version} - {None}:
+            trained_on = self._registry.show(str(version)).base_model
+            if trained_on != base_name(base):
+                raise RunFailed(
+                    "base_model", f"{version} was trained on {trained_on}, this run is of {base_name(base)}"
+                )
+        champion = self._registry.champion().version
+        lineage = [m.snapshot for m in self._registry.lineage(request.parent_adapter)]
+        earlier = [snapshot for snapshot in dict.fromkeys(lineage) if snapshot != request.snapshot]
+        plan = Plan(
+            snapshot=request.snapshot,
+            base_model=base,
+            recipe=self._recipe,
+            parent=str(self._registry.path(request.parent_adapter)) if request.parent_adapter else None,
+            champion=str(self._registry.path(champion)) if champion else None,
+            earlier_snapshots=earlier[: self._recipe.data.replay_snapshots],
+        )
+        run.folder.write("request.json", request)
+        run.folder.write("plan.json", plan)
+        log.info("run %s: %s from %s in %s", request.run_id, training.recipe, request.snapshot, run.folder.path)
+        return plan
+
+    async def _train(self, run: "_Run", plan: Plan) -> None:
+        """Until both phases are complete. Raises `RunFailed`."""
+        while not {"sft", "dpo"} <= set(run.folder.progress().completed):
+            (run.folder.path / "error.json").unlink(missing_ok=True)
+            code = await self._attempt(run, plan)
+            if code == 0:
+                continue
+            failure = run.folder.read(Failure, "error.json")
+            if failure is not None and failure.reason != "unexpected":
+                raise RunFailed(failure.reason, failure.error)
+            if code != BUSY:
+                run.record.attempts += 1
+                run.save()
+                said = failure.error if failure else f"ended with {code}: {run.folder.log_tail() or 'no output'}"
+                if run.record.attempts >= MAX_ATTEMPTS:
+                    raise RunFailed("crashed", f"training died {MAX_ATTEMPTS} times; the last time: {said}")
+                log.warning("run %s: training died, going on from its last checkpoint: %s", run.request.run_id, said)
+            await asyncio.sleep(AGAIN_S)
+        await self._follow(run)
+
+    async def _attempt(self, run: "_Run", plan: Plan) -> int:
+        process = TrainingProcess(run.folder, plan.recipe)
+        try:
+            await process.start()
+            while True:
+                code = await process.wait(FOLLOW_S)
+                await self._follow(run)
+                if code is not None:
+                    return code
+        finally:
+            await asyncio.shield(process.stop())
+
+    async def _follow(self, run: "_Run") -> None:
+        """Announce the phase that training is in; each with what is known by then."""
+        progress = run.folder.progress()
+        run.learned(progress.metrics)
+        phases: tuple[Phase, ...] = ("sft", "dpo")
+        for phase in phases:
+            if progress.phase == phase or phase in progress.completed:
+                await run.announce(phase, {})
+        points = [point for point in run.folder.points() if "loss" in point]
+        if points:
+            self._metrics.loss.labels(points[-1]["phase"]).set(float(points[-1]["loss"]))
+
+    def _into_registry(self, run: "_Run", plan: Plan) -> Manifest:
+        return self._registry.publish(
+            run.folder.result(),
+            run_id=run.request.run_id,
+            snapshot=run.request.snapshot,
+            base_model=base_name(plan.base_model),
+            parent=run.request.parent_adapter,
+            recipe=plan.recipe.model_dump(mode="json"),
+            judge=read_manifest(run.request.snapshot).judge,
+            metrics=run.folder.progress().metrics,
+            now_ms=int(time.time() * 1000),
+        )
+
+    async def _gate(self, run: "_Run", plan: Plan, manifest: Manifest) -> dict[str, Any]:
+        """The gate's report as kept in the version's manifest; an earlier attempt's is not made again."""
+        report = self._registry.show(manifest.version).gate
+        if report is not None:
+            return report
+        rows = await asyncio.to_thread(read_rows, run.request.snapshot, "eval")
+        for attempt in range(1, GATE_ATTEMPTS + 1):
+            try:
+                made = await self._compare(rows, plan, manifest.version)
+                break
+            except Fatal as error:
+                if attempt == GATE_ATTEMPTS:
+                    raise RunFailed("gate", str(error)) from None
+                log.warning("gate: %s; once more", error)
+        await asyncio.to_thread(self._registry.set_gate, manifest.version, msgspec.to_builtins(made))
+        return self._registry.show(manifest.version).gate or {}
+
+    async def _compare(self, rows: list[dict[str, Any]], plan: Plan, challenger: str) -> GateReport:
+        serving, champion = self._settings.serving, self._registry.champion().version
+        key = serving.api_key.get_secret_value() if serving.api_key else None
+        # An answer of the gate takes as long as an answer of the teacher; loading an adapter has its own limit.
+        pool = VllmPool(
+            serving.urls,
+            api_key=key,
+            concurrency=plan.recipe.gate.concurrency,
+            timeout_s=self._settings.answer.timeout_s,
+        )
+        outage = OutageLog("gate", time.monotonic)
+        async with Servers(serving) as servers, pool:
+            for version in filter(None, (champion, challenger)):
+                await patiently(lambda v=version: servers.load(self._registry, v), outage.failed)  # type: ignore[misc]
+                outage.worked()
+            return await evaluate(
+                rows,
+                pool=pool,
+                champion=served_name(serving, champion),
+                challenger=adapter_name(serving, challenger),
+                rewards=self._rewards,
+                recipe=plan.recipe.gate,
+                seed=plan.recipe.seed,
+            )
+
+    async def _promote(self, version: str, reason: str, still_ours: StillOurs) -> str:
+        outage = OutageLog("promotion", time.monotonic)
+        async with Servers(self._settings.serving) as servers:
+            return await patiently(
+                lambda: move(servers, self._registry, version, reason=reason, by="trainer", still_ours=still_ours),
+                outage.failed,
+            )
+
+    async def _withdraw(self, version: str) -> None:
+        """A challenger that will not serve is unloaded, unless it is the champion after all."""
+        if self._registry.champion().version != version:
+            async with Servers(self._settings.serving) as servers:
+                await servers.unload(version)
+
+
+class _Run:
+    """A run's folder with what the service notes in it."""
+
+    def __init__(self, folder: RunFolder, request: TrainRequest, publish: Publish, metrics: TrainerMetrics) -> None:
+        self.folder = folder
+        self.request = request
+        self.record: Record = folder.record()
+        self._publish = publish
+        self._metrics = metrics
+
+    def save(self) -> None:
+        self.folder.write("record.json", self.record)
+
+    def learned(self, metrics: dict[str, Any]) -> None:
+        self.record.metrics |= metrics
+
+    def end(self, outcome: Phase, reason: str) -> None:
+        """Write the outcome: from here on the run is not run again."""
+        self.record.outcome, self.record.reason = outcome, reason
+        self.save()
+
+    async def announce(self, phase: Phase, metrics: dict[str, Any]) -> None:
+        """Send the event of a phase with all metrics so far, once."""
+        if phase in self.record.published:
+            return
+        self.learned(metrics)
+        self._metrics.show_phase(phase)
+        event = TrainEvent(
+            run_id=self.request.run_id, phase=phase, metrics=self.record.metrics, ts=int(time.time() * 1000)
+        )
+        outage = OutageLog("train.events", time.monotonic)
+        await patiently(lambda: self._publish(event), outage.failed)
+        self.record.published.append(phase)
+        self.save()
+
+
+def base_name(base_model: str) -> str:
+    """What an adapter says that it belongs to: the name of the model, not the folder that it happens to be in.
+
+    A folder made by `trainers.base_model` says which model it is; of others the folder's name is all there is.
+    """
+    folder = Path(base_model)
+    if not folder.is_dir():
+        return base_model
+    try:
+        mark = msgspec.json.decode((folder / "haypile-base.json").read_bytes())
+        return str(mark["model"])
+    except (OSError, msgspec.MsgspecError, KeyError, TypeError):
+        return folder.resolve().name
