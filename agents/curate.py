@@ -91,9 +91,7 @@ class Curator:
 
     def _offer(self, record: Scored, prompt: ScoredPrompt, refusal: CuratedOutcome | None) -> Offer:
         key = rank_key(prompt.difficulty, prompt.ts, self._settings.half_life_s)
-        return Offer(
-            prompt=prompt, rank_key=key, partition=record.partition, offset=record.offset, refusal=refusal
-        )
+        return Offer(prompt=prompt, rank_key=key, partition=record.partition, offset=record.offset, refusal=refusal)
 
 
 class Log:

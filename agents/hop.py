@@ -1,8 +1,8 @@
 """The frame of every hop: what an error means for the record, for the hop and for the process.
 
-A handler takes an `Inbound` record and returns its outcome (a metric's label). `Transient` is waited out, `InvalidRecord`
-becomes a dead letter, `Fatal` stops the process; anything else is a defect: the record goes to the dead letters as
-`unexpected` after a few attempts, so that one poisonous record cannot stop the stream.
+A handler takes an `Inbound` record and returns its outcome (a metric's label). `Transient` is waited out,
+`InvalidRecord` becomes a dead letter, `Fatal` stops the process; anything else is a defect: the record goes to the dead
+letters as `unexpected` after a few attempts, so that one poisonous record cannot stop the stream.
 """
 
 import asyncio

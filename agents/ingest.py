@@ -1,4 +1,4 @@
-"""`prompts.raw` → `prompts.accepted`: parse, normalise, refuse repeats and benchmark prompts, redact, set some aside."""
+"""`prompts.raw` → `prompts.accepted`: normalise, refuse repeats and benchmark prompts, redact, set some aside."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -89,7 +89,9 @@ class Ingest:
         first = await self._seen.first(prompt.prompt_id, prompt.id)
         if first != prompt.id:
             return await self._refuse(prompt, "exact_repeat", first)
-        await self._producer.send(self._topics.accepted, self._redacted(prompt), key=prompt.id, headers=list(record.headers))
+        await self._producer.send(
+            self._topics.accepted, self._redacted(prompt), key=prompt.id, headers=list(record.headers)
+        )
         return "accepted"
 
     def _read(self, record: Inbound) -> AcceptedPrompt:
@@ -124,4 +126,3 @@ class Ingest:
         record = CuratedOutcome(id=prompt.id, outcome=outcome, detail=detail, ts=self._now_ms())
         await self._producer.send(self._topics.curated, record, key=prompt.id)
         return outcome
-

@@ -25,7 +25,7 @@ from streams.producer import Producer
 from streams.records import TrainEvent, TrainRequest, decode
 from streams.retry import OutageLog
 from streams.settings import KafkaSettings, Settings
-from streams.snapshots import write_snapshot
+from streams.snapshots import SnapshotError, write_snapshot
 from streams.topics import Topics
 from streams.training_state import TrainingState, TrainingStateStore
 
@@ -143,12 +143,12 @@ class Trigger:
                 try:
                     await self.once()
                     self._outage.worked()
-                except Transient as error:
+                except (Transient, SnapshotError) as error:  # a full disk passes, too
                     self._metrics.retries.labels("trigger").inc()
                     self._outage.failed(error)
                 try:
                     await asyncio.wait_for(stop.wait(), self._settings.trigger.interval_s)
-                except asyncio.TimeoutError:
+                except TimeoutError:
                     pass
         finally:
             await self._ended.close()
@@ -169,9 +169,7 @@ class Trigger:
         running = is_running(state, await self._ended.read())
         stats = await self._main.stats()
         now = self._now_ms()
-        decision = decide(
-            self._settings.trigger, policy_state(stats, state, running, now), now
-        )
+        decision = decide(self._settings.trigger, policy_state(stats, state, running, now), now)
         self._show(decision)
         state.answers_wanted = decision.blocked_by == ["answered_share"] and bool(decision.reasons)
         state.last_decision = msgspec.to_builtins(decision)

@@ -50,7 +50,7 @@ BUFFERS: tuple[BufferName, BufferName] = ("main", "eval")
 
 
 def run_worker(settings: Settings) -> int:
-    """Runs the agents of `settings.worker.agents` until SIGTERM or SIGINT. Returns the exit code: 0, or 1 after `Fatal`."""
+    """Runs the agents of `settings.worker.agents` until SIGTERM or SIGINT. Exit code 0, or 1 after `Fatal`."""
     return asyncio.run(_Worker(settings).main())
 
 
@@ -101,7 +101,9 @@ class _Worker:
             stack.push_async_exit(producer)
             client = connect(settings.redis)
             stack.push_async_callback(client.aclose)
-            main, held_out = (RedisBuffer(client, settings.redis.namespace, name, rules(settings.buffer, name)) for name in BUFFERS)
+            main, held_out = (
+                RedisBuffer(client, settings.redis.namespace, name, rules(settings.buffer, name)) for name in BUFFERS
+            )
             judge_pool = await stack.enter_async_context(_pool(settings.judge))
             judge = Judge(judge_pool, settings.judge, self.metrics)
 
@@ -268,7 +270,7 @@ class _Worker:
             self.metrics.dependency_up.labels("judge").set(up > 0)
             try:
                 await asyncio.wait_for(self.stop.wait(), OBSERVE_S)
-            except asyncio.TimeoutError:
+            except TimeoutError:
                 pass
 
     async def _observe_buffer(self, name: BufferName, buffer: Buffer) -> None:

@@ -72,7 +72,9 @@ class Hops:
         for name, window in self.windows.items():
             abandoned = await window.drain(self._drain_s, close=close)
             if abandoned:
-                log.warning("%s: %d records were not done in %g s and are left for redelivery", name, abandoned, self._drain_s)
+                log.warning(
+                    "%s: %d records were not done in %g s and are left for redelivery", name, abandoned, self._drain_s
+                )
                 self.on_abandoned(name, abandoned)
 
     async def _revoked(self, *args: Any, **kwargs: Any) -> None:

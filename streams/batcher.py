@@ -9,10 +9,10 @@ B = TypeVar("B")
 
 
 class Batcher(Generic[A, B]):
-    """`await add(item)` gives the item's result of `flush(items)`, which gets up to `most` items at once.
+    """`await add(item)` gives the item's result of `flush(items)`; that gets up to `most` items at once.
 
-    Calls of `flush` never overlap: while one is under way the next batch gathers, so that batches grow with the load and
-    a lone record does not wait. An error of `flush` goes to every item of its batch.
+    Calls of `flush` never overlap: while one is under way the next batch gathers, so that batches grow with the load
+    and a lone record does not wait. An error of `flush` goes to every item of its batch.
     """
 
     def __init__(self, flush: Callable[[Sequence[A]], Awaitable[Sequence[B]]], most: int) -> None:

@@ -25,7 +25,7 @@ class Breaker:
         return self._until is None
 
     def allows(self, now: float) -> bool:
-        """Whether a request may be sent at `now` (seconds, monotonic). An open breaker allows one probe after its rest."""
+        """Whether to send a request at `now` (seconds, monotonic). An open breaker allows one probe after its rest."""
         return self._until is None or (now >= self._until and not self._probing)
 
     def began(self) -> None:

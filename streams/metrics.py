@@ -56,7 +56,10 @@ class Metrics:
             "haypile_judge_seconds", "Time of one rating (three answers).", buckets=LATENCY_S, registry=registry
         )
         self.judge_label_mass = Histogram(
-            "haypile_judge_label_mass", "Probability on the labels, the least of a rating.", buckets=SHARE, registry=registry
+            "haypile_judge_label_mass",
+            "Probability on the labels, the least of a rating.",
+            buckets=SHARE,
+            registry=registry,
         )
         self.judge_difficulty = Histogram(
             "haypile_judge_difficulty", "Difficulty of rated prompts, 1..9.", buckets=RATING, registry=registry
@@ -67,9 +70,14 @@ class Metrics:
 
         # The buffer
         self.buffer_members = Gauge("haypile_buffer_members", "Members of the buffer.", ["buffer"], registry=registry)
-        self.buffer_capacity = Gauge("haypile_buffer_capacity", "Capacity of the buffer.", ["buffer"], registry=registry)
+        self.buffer_capacity = Gauge(
+            "haypile_buffer_capacity", "Capacity of the buffer.", ["buffer"], registry=registry
+        )
         self.buffer_threshold = Gauge(
-            "haypile_buffer_threshold", "Rank key to beat; absent until the buffer is full.", ["buffer"], registry=registry
+            "haypile_buffer_threshold",
+            "Rank key to beat; absent until the buffer is full.",
+            ["buffer"],
+            registry=registry,
         )
         self.buffer_answered = Gauge("haypile_buffer_answered", "Members that have answers.", registry=registry)
         self.buffer_category = Gauge(
@@ -80,7 +88,9 @@ class Metrics:
         )
 
         # Answers
-        self.answers = Counter("haypile_answers", "Candidate answers attached, by origin.", ["origin"], registry=registry)
+        self.answers = Counter(
+            "haypile_answers", "Candidate answers attached, by origin.", ["origin"], registry=registry
+        )
         self.answer_seconds = Histogram(
             "haypile_answer_seconds", "Time to answer and reward one member.", buckets=LATENCY_S, registry=registry
         )
@@ -93,7 +103,9 @@ class Metrics:
             "haypile_trigger_value", "Value that a condition of the policy looks at.", ["condition"], registry=registry
         )
         self.train_requests = Counter("haypile_train_requests", "Training runs requested.", registry=registry)
-        self.trigger_leader = Gauge("haypile_trigger_leader", "1 where this process holds the lease.", registry=registry)
+        self.trigger_leader = Gauge(
+            "haypile_trigger_leader", "1 where this process holds the lease.", registry=registry
+        )
 
         # Dependencies
         self.dependency_up = Gauge(

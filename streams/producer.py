@@ -70,7 +70,12 @@ class Producer:
             await self._producer.send_and_wait(topic, encode(record), key=key.encode(), headers=headers or [])
         except MessageSizeTooLargeError as error:
             raise InvalidRecord("too_large", f"{error} (kafka.max_message_bytes)") from None
-        except (ClusterAuthorizationFailedError, TopicAuthorizationFailedError, InvalidTopicError, ProducerFenced) as error:
+        except (
+            ClusterAuthorizationFailedError,
+            TopicAuthorizationFailedError,
+            InvalidTopicError,
+            ProducerFenced,
+        ) as error:
             raise Fatal(f"Kafka refuses to take records for {topic}: {error!r}") from None
         except KafkaError as error:
             raise Transient(f"Kafka at {self._kafka.bootstrap} did not take a record for {topic} ({error!r})") from None

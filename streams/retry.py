@@ -19,7 +19,7 @@ CAP_S = 5.0
 async def patiently(attempt: Callable[[], Awaitable[T]], on_wait: Callable[[Transient], None] | None = None) -> T:
     """The result of `attempt`, which is called again after each `Transient`. Other errors pass.
 
-    The pause doubles from 0.1 s to 5 s, each with full jitter (AWS Architecture Blog, "Exponential Backoff and Jitter").
+    The pause doubles from 0.1 s to 5 s, with jitter (AWS Architecture Blog, "Exponential Backoff and Jitter").
     """
     ceiling = FIRST_S
     while True:
@@ -28,7 +28,7 @@ async def patiently(attempt: Callable[[], Awaitable[T]], on_wait: Callable[[Tran
         except Transient as error:
             if on_wait is not None:
                 on_wait(error)
-        await asyncio.sleep(random.uniform(ceiling / 4, ceiling))  # noqa: S311 (jitter, not a secret)
+        await asyncio.sleep(random.uniform(ceiling / 4, ceiling))
         ceiling = min(ceiling * 2, CAP_S)
 
 

@@ -1,4 +1,4 @@
-"""A reward for each answer to a prompt: by the judge's own distribution, or by a reward model behind vLLM's /classify."""
+"""A reward for each answer to a prompt: by the judge's distribution, or by a reward model behind vLLM's /classify."""
 
 import asyncio
 import math

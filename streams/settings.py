@@ -14,8 +14,10 @@ from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
     SettingsConfigDict,
-    SettingsError as PydanticSettingsError,
     YamlConfigSettingsSource,
+)
+from pydantic_settings import (
+    SettingsError as PydanticSettingsError,
 )
 
 from streams.errors import SettingsError
@@ -269,7 +271,7 @@ class WorkerSettings(Section):
 
 
 class LocalSettings(Section):
-    """The local stack (`haypile up`, `haypile demo`). A part whose URL is set elsewhere in the settings is not started."""
+    """The local stack (`haypile up`, `haypile demo`). A part whose URL is set elsewhere is not started."""
 
     data_dir: Path = Path("var/local")
     """Logs, the local Redis, the demo's base model, snapshots, runs and adapters."""
@@ -372,7 +374,9 @@ def _check_environment(environ: Mapping[str, str]) -> None:
             continue
         top = name[len("HAYPILE_") :].lower().split("__")[0]
         if top not in Settings.model_fields:
-            raise SettingsError(f"settings: the environment variable {name} is not a setting (see `haypile config show`)")
+            raise SettingsError(
+                f"settings: the environment variable {name} is not a setting (see `haypile config show`)"
+            )
 
 
 def _check_file(path: Path | None) -> None:
@@ -391,4 +395,6 @@ def _check_file(path: Path | None) -> None:
     for name, section in content.items():
         if isinstance(section, dict) and "api_key" in section:
             variable = f"HAYPILE_{str(name).upper()}__API_KEY"
-            raise SettingsError(f"settings: {name}.api_key does not belong in {path}; set {variable} in the environment")
+            raise SettingsError(
+                f"settings: {name}.api_key does not belong in {path}; set {variable} in the environment"
+            )

@@ -221,13 +221,13 @@ class VllmPool:
             async with self._session.request(method, f"{url}{path}", json=body) as response:
                 text = await response.text(errors="replace")
                 status = response.status
-        except asyncio.TimeoutError:
+        except TimeoutError:
             raise Transient(f"vLLM at {url} did not answer in {self._timeout.total:g} s") from None
         except (aiohttp.ClientError, OSError) as error:
             raise Transient(f"vLLM at {url} is not reachable ({error})") from None
-        if status == 200:
-            return _parse(url, text)
-        _raise_for(url, path, status, text)
+        if status != 200:
+            raise _error(url, path, status, text)
+        return _parse(url, text)
 
 
 def _parse(url: str, text: str) -> Any:
@@ -239,17 +239,18 @@ def _parse(url: str, text: str) -> Any:
         raise Transient(f"vLLM at {url} answered with something that is not JSON") from None
 
 
-def _raise_for(url: str, path: str, status: int, text: str) -> None:
+def _error(url: str, path: str, status: int, text: str) -> HaypileError:
+    """What an answer that is not 200 means for the caller."""
     message = _message(text)
     if status in (401, 403):
-        raise Fatal(f"vLLM at {url} refuses our key ({status}); set the section's API_KEY in the environment")
+        return Fatal(f"vLLM at {url} refuses our key ({status}); set the section's API_KEY in the environment")
     if status == 404:
-        raise Fatal(f"vLLM at {url}{path}: {message}")
+        return Fatal(f"vLLM at {url}{path}: {message}")
     if status in (400, 413, 422):
         lower = message.lower()
         too_long = "maximum context length" in lower or "max_model_len" in lower or "longer than the maximum" in lower
-        raise (TooLong if too_long else BadRequest)(f"vLLM at {url}: {message}")
-    raise Transient(f"vLLM at {url} answered {status}: {message}")
+        return (TooLong if too_long else BadRequest)(f"vLLM at {url}: {message}")
+    return Transient(f"vLLM at {url} answered {status}: {message}")
 
 
 def _message(text: str) -> str:

@@ -93,4 +93,8 @@ async def test_many_at_once(pool: VllmPool) -> None:
 
 
 def test_the_judge_is_shipped() -> None:
-    assert sorted(p.name for p in Path(JUDGE).iterdir()) == ["README.md", "adapter_config.json", "adapter_model.safetensors"]
+    assert sorted(p.name for p in Path(JUDGE).iterdir()) == [
+        "README.md",
+        "adapter_config.json",
+        "adapter_model.safetensors",
+    ]

@@ -65,7 +65,9 @@ def prompts(count: int, seed: int) -> dict[str, bytes]:
     rng = random.Random(seed)
     words = [f"w{rng.randrange(10**6)}" for _ in range(500)]
     return {
-        f"p{seed}-{i}": json.dumps({"id": f"p{seed}-{i}", "prompt": f"{i} " + " ".join(rng.choices(words, k=9))}).encode()
+        f"p{seed}-{i}": json.dumps(
+            {"id": f"p{seed}-{i}", "prompt": f"{i} " + " ".join(rng.choices(words, k=9))}
+        ).encode()
         for i in range(count)
     }
 
@@ -114,9 +116,13 @@ def test_two_workers_share_the_partitions_and_killing_one_loses_nothing(
     try:
         topics.send(values[:200])
         wait_for("both workers handle records", lambda: first.handled("score") + second.handled("score"), 60)
-        sender = threading.Thread(target=lambda: [topics.send(values[i : i + 100]) for i in range(200, len(values), 100)])
+        sender = threading.Thread(
+            target=lambda: [topics.send(values[i : i + 100]) for i in range(200, len(values), 100)]
+        )
         sender.start()
-        wait_for("the second worker has its share", lambda: second.handled("score") > 20 and first.handled("score") > 20, 60)
+        wait_for(
+            "the second worker has its share", lambda: second.handled("score") > 20 and first.handled("score") > 20, 60
+        )
         first.kill()
         sender.join()
         wait_accounted(topics, set(raw), dead=len(BAD) * 3)

@@ -1,7 +1,7 @@
 """A vLLM that costs nothing and can be told to fail. Answers like the real one where haypile looks (see the contract
 tests in `tests/contract/test_vllm.py`, which run over both).
 
-`python -m tests.support.fake_vllm PORT` serves one; `POST /fault {"kind": …, "count": n}` makes the next n requests fail.
+`python -m tests.support.fake_vllm PORT` serves one; `POST /fault {"kind": …, "count": n}` makes the next n fail.
 """
 
 import asyncio

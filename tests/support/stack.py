@@ -119,7 +119,9 @@ class Topics:
     """The topics of one test: writes raw records and reads every topic from the beginning."""
 
     def __init__(self, bootstrap: str, prefix: str, partitions: int = 4) -> None:
-        self.kafka = KafkaSettings(bootstrap=bootstrap, topic_prefix=prefix, partitions=partitions, group=prefix + "group")
+        self.kafka = KafkaSettings(
+            bootstrap=bootstrap, topic_prefix=prefix, partitions=partitions, group=prefix + "group"
+        )
         self.names = topic_names(self.kafka)
         create_topics(self.kafka)
 
@@ -137,7 +139,9 @@ class Topics:
     def send(self, values: Sequence[bytes]) -> None:
         """Writes raw values, spread over the partitions, and waits for the broker."""
         producer = KafkaProducer(bootstrap_servers=self.kafka.bootstrap, acks="all", enable_idempotence=False)
-        futures = [producer.send(self.names.raw, value, partition=i % self.kafka.partitions) for i, value in enumerate(values)]
+        futures = [
+            producer.send(self.names.raw, value, partition=i % self.kafka.partitions) for i, value in enumerate(values)
+        ]
         for future in futures:
             future.get(timeout=30)
         producer.close()

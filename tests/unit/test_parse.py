@@ -108,7 +108,7 @@ _JSON = st.recursive(
 )
 
 
-@given(st.fixed_dictionaries({}, optional={name: _JSON for name in ("prompt", "messages", "id", "ts", "feedback")}))
+@given(st.fixed_dictionaries({}, optional=dict.fromkeys(("prompt", "messages", "id", "ts", "feedback"), _JSON)))
 def test_any_json_gives_a_prompt_or_a_reason(record: dict[str, object]) -> None:
     try:
         prompt = read(json.dumps(record).encode())

@@ -80,7 +80,7 @@ async def test_errors_of_the_request_are_named(servers: list[tuple[FakeVllm, str
 
 async def test_a_server_that_is_not_there_says_which() -> None:
     async with VllmPool(["http://127.0.0.1:9"]) as pool:
-        with pytest.raises(Transient, match="127.0.0.1:9"):
+        with pytest.raises(Transient, match=r"127\.0\.0\.1:9"):
             await pool.completions(["a"], model="judge")
 
 
