@@ -68,14 +68,12 @@ def translate(client: redis.asyncio.Redis) -> Iterator[None]:
     except (exceptions.ConnectionError, exceptions.TimeoutError) as error:
         raise Transient(f"Redis at {address(client)}: {error}") from error
     except exceptions.ResponseError as error:
-        text = str(error)
+        text = str(error).split(" script: ")[0]  # where in the script it failed says nothing to the operator
         if isinstance(error, _TRANSIENT_KINDS) or text.startswith(_TRANSIENT_REPLIES):
             raise Transient(f"Redis at {address(client)}: {text}") from error
         if text.startswith(("NOAUTH", "WRONGPASS", "NOPERM")):
             raise Fatal(f"Redis at {address(client)} refuses us: {text}") from error
-        raise Fatal(
-            f"Redis at {address(client)} cannot do what haypile needs (version 6.2 or later): {text}"
-        ) from error
+        raise Fatal(f"Redis at {address(client)} cannot do what haypile needs (6.2 or later): {text}") from error
     except (exceptions.RedisError, OSError) as error:
         raise Transient(f"Redis at {address(client)}: {error}") from error
 

@@ -33,9 +33,7 @@ class BufferGap(HaypileError):
     """Records of a partition are missing between what is applied and this batch: replay them from the log first."""
 
     def __init__(self, partition: int, applied: int, first: int) -> None:
-        super().__init__(
-            f"buffer: partition {partition} is applied up to offset {applied}, the batch starts at {first}"
-        )
+        super().__init__(f"buffer: partition {partition} is applied up to {applied}, the batch starts at {first}")
         self.partition = partition
         self.applied = applied
         """Last offset applied; -1: none is known."""
@@ -68,13 +66,14 @@ class Offer(msgspec.Struct, frozen=True, kw_only=True):
 
 
 class Position(msgspec.Struct, frozen=True):
-    """Offsets of one partition of `prompts.scored` that a batch covers, both ends included."""
+    """Offsets of one partition of `prompts.scored` that a batch covers, both ends included.
+
+    Where the log has a hole (retention, compaction), the batch after it covers the hole too.
+    """
 
     partition: int
     first: int
     last: int
-    accept_gap: bool = False
-    """The caller knows that the log holds nothing between what is applied and `first`."""
 
 
 class BufferRules(msgspec.Struct, frozen=True):
@@ -131,7 +130,7 @@ class Buffer(Protocol):
     rules: BufferRules
 
     async def offer(self, offers: Sequence[Offer], positions: Sequence[Position]) -> list[CuratedOutcome]:
-        """Apply a batch atomically: `len(offers)` outcomes in their order, then one `evicted` for each member that went.
+        """Apply a batch atomically: an outcome for each offer in their order, then one `evicted` for each that went.
 
         Evictions are kept in the outbox too. `detail`: the member alike (`near_duplicate`), the category
         (`category_full`); of an eviction: the id that replaced an alike one, the category that was full, or None.

@@ -66,7 +66,7 @@ class MemoryBuffer:
         applied = dict(self._applied)
         for position in positions:
             before = applied.get(position.partition, -1)
-            if position.first > before + 1 and not position.accept_gap:
+            if position.first > before + 1:
                 raise BufferGap(position.partition, before, position.first)
             applied[position.partition] = max(before, position.last)
         self._judge = self._judge or judge

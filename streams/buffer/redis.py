@@ -1,7 +1,7 @@
 """The buffer in Redis or Valkey: every change is one Lua script, so that a batch is applied whole or not at all.
 
-`lua/keys.lua` holds the key schema. Scripts may run twice (redis-py repeats a call whose answer got lost): offering again
-what was applied changes nothing.
+`lua/keys.lua` holds the key schema. Scripts may run twice (redis-py repeats a call whose answer got lost): offering
+again what was applied changes nothing.
 """
 
 import struct
@@ -117,7 +117,7 @@ class RedisBuffer:
             "needed": 0 if near is None else needed(near),
             "now": now,
             "judge": one_judge(offers) or "",
-            "positions": [[p.partition, p.first, p.last, p.accept_gap] for p in positions],
+            "positions": [[p.partition, p.first, p.last] for p in positions],
         }
         args: list[bytes] = [msgspec.msgpack.encode(head)]
         for offer in offers:
@@ -136,18 +136,17 @@ class RedisBuffer:
         return {int(partition): int(offset) for partition, offset in fields.items()}
 
     async def outbox(self, limit: int) -> list[CuratedOutcome]:
-        found: dict[bytes, bytes] = {}
-        cursor = -1
+        found: dict[bytes, Eviction] = {}
         with translate(self._client):
-            while cursor != 0 and len(found) < limit:
-                cursor, some = await self._client.hscan(self._key("outbox"), max(cursor, 0), count=limit)
-                found |= some
-        entries = [(id.decode(), _evictions.decode(value)) for id, value in found.items()]
+            async for id, value in self._client.hscan_iter(self._key("outbox"), count=limit):
+                found[id] = _evictions.decode(value)
+                if len(found) >= limit:
+                    break
         return [
             CuratedOutcome(
-                id=id, outcome="evicted", rank_key=e.rank_key, threshold=e.threshold, detail=e.detail, ts=e.ts
+                id=id.decode(), outcome="evicted", rank_key=e.rank_key, threshold=e.threshold, detail=e.detail, ts=e.ts
             )
-            for id, e in entries[:limit]
+            for id, e in found.items()
         ]
 
     async def outbox_done(self, ids: Iterable[str]) -> None:
@@ -225,11 +224,9 @@ class RedisBuffer:
     async def iterate(self, chunk: int = 500) -> AsyncIterator[list[Member]]:
         # A scan sees every member that is there from start to end, maybe twice: hence the mapping.
         ranks: dict[bytes, float] = {}
-        cursor = -1
-        while cursor != 0:
-            with translate(self._client):
-                cursor, some = await self._client.zscan(self._key("rank"), max(cursor, 0), count=SCAN_COUNT)
-            ranks.update(some)
+        with translate(self._client):
+            async for m, rank in self._client.zscan_iter(self._key("rank"), count=SCAN_COUNT):
+                ranks[m] = rank
         ms = sorted(ranks, key=lambda m: (ranks[m], m), reverse=True)
         for start in range(0, len(ms), chunk):
             members = await self._read("m", *ms[start : start + chunk])

@@ -1,4 +1,4 @@
-"""The two buffers under test, a clock that the test moves, and short ways to write prompts."""
+"""The two buffers under test, with a clock that the test moves."""
 
 from collections.abc import AsyncIterator, Callable
 
@@ -10,16 +10,7 @@ from streams.buffer.memory import MemoryBuffer
 from streams.buffer.redis import RedisBuffer
 from streams.redis_client import connect
 from streams.settings import RedisSettings
-
-
-class HandClock:
-    """Seconds; stands still until the test moves it."""
-
-    def __init__(self) -> None:
-        self.now = 1_700_000_000.0
-
-    def __call__(self) -> float:
-        return self.now
+from tests.support.prompts import HandClock
 
 
 @pytest.fixture

@@ -1,7 +1,7 @@
 -- One batch of offers, all or nothing (see streams/buffer/base.py for the rules). Keys: keys.lua.
 --
 -- ARGV[1]   msgpack: capacity, cap (of a category), needed (equal slots of two alike), now (ms), judge ('' in an empty
---           batch), positions {{partition, first, last, accept_gap}…}
+--           batch), positions {{partition, first, last}…}
 -- ARGV[2…]  for each offer: trail, head (rank key as double, partition as int32, offset as int64, key), body;
 --           three times '' for one that was refused before
 -- returns   {'judge', have} or {'gap', partition, applied, first}: nothing was applied
@@ -25,9 +25,9 @@ local function position(partition)
   return applied_before[partition]
 end
 for _, p in ipairs(head.positions) do
-  local partition, first, last, accept_gap = p[1], p[2], p[3], p[4]
+  local partition, first, last = p[1], p[2], p[3]
   local before = applied[partition] or position(partition)
-  if first > before + 1 and not accept_gap then return { 'gap', partition, before, first } end
+  if first > before + 1 then return { 'gap', partition, before, first } end
   applied[partition] = math.max(before, last)
 end
 
@@ -65,9 +65,9 @@ end
 -- Members alike to t: {key, t, order .. tie .. key}, hardest first.
 local function twins_of(t)
   local hits, candidates = {}, {}
-  load_buckets(t.bands)
-  for i = 1, #t.bands, 4 do
-    local entries, mark = buckets[sub(t.bands, i + 2, i + 3)], sub(t.bands, i, i + 1)
+  load_buckets(t.fields)
+  for i, field in ipairs(t.fields) do
+    local entries, mark = buckets[field], t.marks[i]
     local at = find(entries, mark, 1, true)
     while at do
       if (at - 1) % 10 == 0 then
@@ -127,7 +127,7 @@ local function decide(key, t, rank, replay, threshold)
     if rank < weakest.score or (rank == weakest.score and less(m, weakest.m)) then return 'below_threshold', '' end
   end
 
-  local twins = #t.bands > 0 and twins_of(t) or {}
+  local twins = #t.fields > 0 and twins_of(t) or {}
   if #twins > 0 and less(order, twins[1].order) then
     if not replay then set_alike(twins[1].key, alike_of(twins[1].key) + 1) end
     return 'near_duplicate', twins[1].t.id
@@ -168,7 +168,7 @@ local function decide(key, t, rank, replay, threshold)
   redis.call('ZADD', RANK, format('%.17g', rank), m)
   redis.call('ZADD', CATEGORY, 0, t.catkey .. order)
   count(t, 1)
-  enter_bands(t.bands, key)
+  enter_bands(t, key)
   low = nil
   if inherited > 0 then set_alike(key, inherited) end
   admitted_total = admitted_total + 1

@@ -21,8 +21,13 @@ local function parse(trail)
   local t = { tie = tie, order = order, catkey = catkey, bin = bin }
   t.slots = sub(trail, pos, pos + nslots - 1)
   pos = pos + nslots
-  t.bands = sub(trail, pos, pos + 4 * nbands - 1)
-  pos = pos + 4 * nbands
+  local fields, marks = {}, {}
+  for i = 1, nbands do
+    marks[i] = sub(trail, pos, pos + 1)
+    fields[i] = sub(trail, pos + 2, pos + 3)
+    pos = pos + 4
+  end
+  t.fields, t.marks = fields, marks
   t.category, t.id = struct.unpack('>Hc0Hc0', sub(trail, pos))
   return t
 end
@@ -36,34 +41,32 @@ local function trail_of(key)
   return trail
 end
 
-local function load_buckets(bands)
+-- Have the buckets of these fields in `buckets`.
+local function load_buckets(fields)
   local missing = {}
-  for i = 3, #bands, 4 do
-    local field = sub(bands, i, i + 1)
-    if buckets[field] == nil then missing[#missing + 1] = field end
+  for i = 1, #fields do
+    if not buckets[fields[i]] then missing[#missing + 1] = fields[i] end
   end
   if #missing == 0 then return end
   local values = redis.call('HMGET', BANDS, unpack(missing))
   for i = 1, #missing do buckets[missing[i]] = values[i] or '' end
 end
 
-local function enter_bands(bands, key)
-  load_buckets(bands)
-  for i = 1, #bands, 4 do
-    local field = sub(bands, i + 2, i + 3)
+local function enter_bands(t, key)
+  load_buckets(t.fields)
+  for i, field in ipairs(t.fields) do
     local entries = buckets[field]
     if #entries < MAX_ENTRIES * 10 then
-      buckets[field] = entries .. sub(bands, i, i + 1) .. key
+      buckets[field] = entries .. t.marks[i] .. key
       dirty[field] = true
     end
   end
 end
 
-local function leave_bands(bands, key)
-  load_buckets(bands)
-  for i = 1, #bands, 4 do
-    local field = sub(bands, i + 2, i + 3)
-    local entries, entry = buckets[field], sub(bands, i, i + 1) .. key
+local function leave_bands(t, key)
+  load_buckets(t.fields)
+  for i, field in ipairs(t.fields) do
+    local entries, entry = buckets[field], t.marks[i] .. key
     local at = find(entries, entry, 1, true)
     while at and (at - 1) % 10 ~= 0 do at = find(entries, entry, at + 1, true) end
     if at then
@@ -95,7 +98,7 @@ local function drop(key, t)
   redis.call('ZREM', RANK, m)
   redis.call('ZREM', CATEGORY, t.catkey .. t.order .. m)
   count(t, -1)
-  leave_bands(t.bands, key)
+  leave_bands(t, key)
   trails[key] = false
   if added[key] then
     added[key] = nil

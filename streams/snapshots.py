@@ -1,0 +1,249 @@
+"""A snapshot: the buffer's members as Parquet, with a manifest that says what they are and proves that they are whole.
+
+A folder `<dest>/<run_id>` with `train.parquet`, `eval.parquet` and `manifest.json`. On a local disk it appears by one
+rename. Object stores have no rename: there the manifest is written last, and readers trust nothing without a manifest
+whose checksums fit.
+"""
+
+import asyncio
+import hashlib
+import io
+import re
+import shutil
+import uuid
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any, Literal
+
+import msgspec
+
+from streams.buffer.base import Buffer
+from streams.errors import HaypileError
+from streams.records import Member
+
+VERSION = 1
+MANIFEST = "manifest.json"
+SPLITS: tuple["SnapshotSplit", ...] = ("train", "eval")
+SnapshotSplit = Literal["train", "eval"]
+
+_run_id = re.compile(r"[A-Za-z0-9][A-Za-z0-9_.-]{0,127}")
+
+
+class SnapshotError(HaypileError):
+    """The snapshot is missing, damaged, of another version, or cannot be written."""
+
+
+class SnapshotFile(msgspec.Struct):
+    """A file of the snapshot."""
+
+    rows: int
+    size: int
+    """Bytes."""
+    sha256: str
+    ids: list[str]
+    """Of the rows, in their order (hardest first)."""
+
+
+class Manifest(msgspec.Struct, kw_only=True):
+    """`manifest.json`."""
+
+    version: int
+    run_id: str
+    created_at: str
+    """RFC 3339."""
+    judge: str | None
+    """Whose ratings these are."""
+    files: dict[str, SnapshotFile]
+    """By file name: `train.parquet`, `eval.parquet`."""
+    decision: dict[str, Any]
+    """Why the run was decided."""
+    settings: dict[str, Any]
+    """The settings then, without secrets."""
+
+
+async def write_snapshot(
+    dest: str,
+    run_id: str,
+    main: Buffer,
+    held_out: Buffer,
+    decision: dict[str, Any],
+    settings: dict[str, Any],
+    now_ms: int,
+) -> str:
+    """Write all members under `dest` (local folder or fsspec URL); returns the snapshot's path (absolute) or URL.
+
+    A whole snapshot of that run that is already there is kept: a repeat after a crash changes nothing. Raises
+    `SnapshotError`, and what the buffers raise.
+    """
+    if not _run_id.fullmatch(run_id):
+        raise SnapshotError(f"snapshot: {run_id!r} cannot be the name of a folder")
+    path = _join(dest if "://" in dest else str(Path(dest).absolute()), run_id)
+    if await asyncio.to_thread(_is_whole, path):
+        return path
+    members: dict[SnapshotSplit, list[Member]] = {"train": await _all(main), "eval": await _all(held_out)}
+    judge = (await main.stats()).judge
+    created = datetime.fromtimestamp(now_ms / 1000, UTC).isoformat()
+
+    def build() -> None:
+        contents = {f"{split}.parquet": _parquet(members[split]) for split in SPLITS}
+        manifest = Manifest(
+            version=VERSION,
+            run_id=run_id,
+            created_at=created,
+            judge=judge,
+            files={
+                name: SnapshotFile(
+                    rows=len(members[split]),
+                    size=len(contents[name]),
+                    sha256=hashlib.sha256(contents[name]).hexdigest(),
+                    ids=[member.prompt.id for member in members[split]],
+                )
+                for split, name in zip(SPLITS, contents, strict=True)
+            },
+            decision=decision,
+            settings=settings,
+        )
+        contents[MANIFEST] = msgspec.json.format(msgspec.json.encode(manifest))
+        (_publish_remote if "://" in path else _publish_local)(path, contents)
+
+    try:
+        await asyncio.to_thread(build)
+    except (OSError, ImportError, ValueError) as error:
+        raise SnapshotError(f"snapshot: cannot write {path}: {error}") from error
+    return path
+
+
+def read_manifest(path: str) -> Manifest:
+    """The manifest of the snapshot at `path`. Raises `SnapshotError`."""
+    text = _read(_join(path, MANIFEST))
+    try:
+        manifest = msgspec.json.decode(text, type=Manifest)
+    except msgspec.MsgspecError as error:
+        raise SnapshotError(f"snapshot: {_join(path, MANIFEST)} is not a manifest: {error}") from None
+    if manifest.version != VERSION:
+        raise SnapshotError(f"snapshot: {path} has version {manifest.version}, this haypile reads {VERSION}")
+    return manifest
+
+
+def read_rows(path: str, split: SnapshotSplit) -> list[dict[str, Any]]:
+    """Rows of one split, hardest first, checked against the manifest; columns as `row` makes them.
+
+    Raises `SnapshotError`.
+    """
+    import pyarrow.parquet
+
+    name = f"{split}.parquet"
+    expected = read_manifest(path).files.get(name)
+    if expected is None:
+        raise SnapshotError(f"snapshot: {path} has no {name}")
+    content = _read(_join(path, name))
+    if hashlib.sha256(content).hexdigest() != expected.sha256:
+        raise SnapshotError(f"snapshot: {_join(path, name)} is damaged: its SHA-256 is not the manifest's")
+    rows: list[dict[str, Any]] = pyarrow.parquet.read_table(io.BytesIO(content)).to_pylist()
+    return rows
+
+
+def row(member: Member) -> dict[str, Any]:
+    """A row of the Parquet files."""
+    prompt = member.prompt
+    return {
+        "id": prompt.id,
+        "prompt_id": prompt.prompt_id,
+        "messages": [{"role": m.role, "content": m.content} for m in prompt.messages],
+        "difficulty": prompt.difficulty,
+        "quality": prompt.quality,
+        "category": prompt.category,
+        "judge": prompt.judge,
+        "rank_key": member.rank_key,
+        "candidates": [
+            {"text": c.text, "reward": c.reward, "origin": c.origin, "model": c.model} for c in member.candidates
+        ],
+        "user_id": prompt.user_id,
+        "source": prompt.source,
+        "ts": prompt.ts,
+        "near_duplicates": member.near_duplicates,
+    }
+
+
+async def _all(buffer: Buffer) -> list[Member]:
+    return [member async for chunk in buffer.iterate() for member in chunk]
+
+
+def _parquet(members: list[Member]) -> bytes:
+    from datasets import Dataset, Features, Value, disable_progress_bars
+
+    disable_progress_bars()  # not in the log of a worker
+
+    text, number, integer = Value("string"), Value("float64"), Value("int64")
+    # Given, not inferred: an empty list or a column of nulls has no type of its own.
+    features = Features(
+        {
+            "id": text,
+            "prompt_id": text,
+            "messages": [{"role": text, "content": text}],
+            "difficulty": number,
+            "quality": number,
+            "category": text,
+            "judge": text,
+            "rank_key": number,
+            "candidates": [{"text": text, "reward": number, "origin": text, "model": text}],
+            "user_id": text,
+            "source": text,
+            "ts": integer,
+            "near_duplicates": integer,
+        }
+    )
+    buffer = io.BytesIO()
+    rows = [row(member) for member in members]
+    Dataset.from_dict({name: [r[name] for r in rows] for name in features}, features=features).to_parquet(buffer)
+    return buffer.getvalue()
+
+
+def _publish_local(path: str, contents: dict[str, bytes]) -> None:
+    target = Path(path)
+    target.parent.mkdir(parents=True, exist_ok=True)
+    temporary = target.with_name(f".{target.name}.{uuid.uuid4().hex[:8]}.tmp")
+    temporary.mkdir()
+    try:
+        for name, content in contents.items():
+            (temporary / name).write_bytes(content)
+        if target.exists():  # an earlier attempt that is not whole, or the folder was filled by hand
+            raise FileExistsError(f"{target} exists and is not a whole snapshot; move it away")
+        temporary.rename(target)
+    finally:
+        shutil.rmtree(temporary, ignore_errors=True)
+
+
+def _publish_remote(path: str, contents: dict[str, bytes]) -> None:
+    import fsspec
+
+    for name, content in contents.items():  # the manifest is the last
+        with fsspec.open(_join(path, name), "wb") as file:
+            file.write(content)
+
+
+def _read(path: str) -> bytes:
+    try:
+        if "://" not in path:
+            return Path(path).read_bytes()
+        import fsspec
+
+        with fsspec.open(path, "rb") as file:
+            content: bytes = file.read()
+            return content
+    except (OSError, ImportError, ValueError) as error:
+        raise SnapshotError(f"snapshot: cannot read {path}: {error}") from None
+
+
+def _is_whole(path: str) -> bool:
+    try:
+        manifest = read_manifest(path)
+        return all(
+            hashlib.sha256(_read(_join(path, name))).hexdigest() == file.sha256 for name, file in manifest.files.items()
+        )
+    except SnapshotError:
+        return False
+
+
+def _join(path: str, name: str) -> str:
+    return f"{path.rstrip('/')}/{name}"
