@@ -16,6 +16,7 @@ from streams.redis_client import connect, translate
 from streams.settings import Settings
 from streams.topics import partitions_of, topic_names
 from streams.vllm import VllmPool
+from trainers.promotion import served_name
 from trainers.registry import Registry
 
 REACH_S = 5.0
@@ -143,7 +144,7 @@ async def _serving(settings: Settings) -> list[Finding]:
         names = await _names(pool)
     found = _served("serving", settings.serving.model, names, "serve it or set serving.model")
     if champion is not None:
-        adapter = f"{settings.serving.adapter_prefix}-{champion}"
+        adapter = served_name(settings.serving, champion)
         found += _served("serving", adapter, names, "start `haypile trainer`: its reconciler loads the champion")
     else:
         found.append(Finding("serving", True, "the base model serves: no adapter was promoted yet"))

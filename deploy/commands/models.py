@@ -69,7 +69,6 @@ def rollback(
     """Serve the champion before this one again, on every server."""
     import getpass
 
-    from deploy.clients import serving_pool
     from streams.settings import load_settings
     from trainers import promotion
     from trainers.registry import Registry
@@ -77,14 +76,8 @@ def rollback(
     settings = load_settings()
     registry = Registry(settings.training.registry)
     before = registry.champion().version
-
-    async def move() -> str | None:
-        async with serving_pool(settings) as pool:
-            return (
-                await promotion.rollback(pool, registry, settings.serving, reason=reason, by=getpass.getuser())
-            ).version
-
-    after = run(move())
+    run(promotion.rollback(settings.serving, registry, reason=reason, by=getpass.getuser()))
+    after = registry.champion().version
     if as_json:
         print_json({"before": before, "champion": after})
     else:

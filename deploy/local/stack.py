@@ -4,6 +4,7 @@ A part whose address the settings name (`kafka.bootstrap`, `redis.url`, the thre
 started. What is started gets its settings through `HAYPILE_` variables, as any other deployment would.
 """
 
+import fcntl
 import http.client
 import json
 import os
@@ -13,7 +14,7 @@ from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import IO, Any, Literal, Self
 
 from deploy.local import broker, redis, vllm
 from deploy.local.processes import Child, Probe, free_port, port_open
@@ -51,14 +52,21 @@ class Stack:
 
     `flags` are settings that beat file and environment (as those of a command do). Raises `Fatal`, naming the part and
     showing the end of its log, when one cannot start. Enter it in the main thread of a process that handles SIGTERM.
+    `before_start` is called once nobody else uses `local.data_dir`.
     """
 
     def __init__(
-        self, flags: Mapping[str, Any] | None = None, *, on_change: Callable[[Part], None] | None = None
+        self,
+        flags: Mapping[str, Any] | None = None,
+        *,
+        on_change: Callable[[Part], None] | None = None,
+        before_start: Callable[[Settings], None] = lambda settings: None,
     ) -> None:
         self._flags: Flags = dict(flags or {})
         self.settings: Settings = load_settings(self._flags)
         self._given = self.settings
+        self._before_start = before_start
+        self._claim: IO[bytes] | None = None
         names = ("broker", "redis", "vllm", "worker", "trainer")
         self.parts = {name: Part(name, changes=[on_change] if on_change else []) for name in names}
         self._started: list[Part] = []
@@ -94,6 +102,9 @@ class Stack:
             if part.state != "failed":
                 part.set("stopped")
             self._started.pop()
+        if self._claim is not None:
+            self._claim.close()
+            self._claim = None
 
     # -- starting ------------------------------------------------------------------------------------------------
 
@@ -101,6 +112,8 @@ class Stack:
         local = self._given.local
         data = local.data_dir.absolute()
         logs = data / "logs"
+        self._claim = _claim(data)
+        self._before_start(self._given)
         self._override("training", "snapshots", str(data / "snapshots"))
         self._override("training", "registry", str(data / "registry"))
         self._override("training", "work_dir", str(data / "runs"))
@@ -164,7 +177,7 @@ class Stack:
         )
 
     def _base_model(self, out: Path, log: Path) -> Path:
-        """SmolLM2-135M-Instruct as a folder, made once in a process of its own (it needs torch and 1 GB for a while)."""
+        """SmolLM2-135M-Instruct as a folder, made once, in a process of its own (it needs torch and 1 GB)."""
         from trainers.base_model import is_complete
 
         if is_complete(out):
@@ -228,6 +241,21 @@ class Stack:
     @staticmethod
     def _metrics_port(configured: int, named: bool) -> int:
         return configured if named else free_port()
+
+
+def _claim(data: Path) -> IO[bytes]:
+    """Holds the folder for one stack: two would delete each other's Redis. The lock ends with the process."""
+    try:
+        data.mkdir(parents=True, exist_ok=True)
+        file = (data / "lock").open("ab")
+    except OSError as error:
+        raise Fatal(f"local.data_dir cannot be used: {error}") from None
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        file.close()
+        raise Fatal(f"another stack runs in {data}: end it, or set local.data_dir to another folder") from None
+    return file
 
 
 def _named(section: Section | Settings, key: str) -> bool:

@@ -51,7 +51,7 @@ def start(settings: Settings, model: Path, port: int, log: Path, environ: Mappin
     command = [str(python), "-m", "vllm.entrypoints.openai.api_server", "--model", str(model)]
     command += ["--served-model-name", *dict.fromkeys(names), "--host", "127.0.0.1", "--port", str(port)]
     # Blocks of 32 tokens: the smallest that the CPU build takes; at its default of 128 short texts never hit the cache.
-    command += ["--dtype", "bfloat16", "--max-model-len", str(CONTEXT), "--block-size", "32", "--enforce-eager"]
+    command += ["--dtype", _dtype(), "--max-model-len", str(CONTEXT), "--block-size", "32", "--enforce-eager"]
     command += ["--enable-lora", "--max-loras", str(MAX_LORAS), "--max-cpu-loras", str(2 * MAX_LORAS)]
     if settings.judge.model not in names:
         command += ["--lora-modules", f"{settings.judge.model}={JUDGE}"]
@@ -69,6 +69,16 @@ def ready(port: int) -> bool:
         return False
     finally:
         connection.close()
+
+
+def _dtype() -> str:
+    """bfloat16 where the CPU multiplies it; elsewhere it is emulated, and float32 generates 2.5 times faster (measured
+    on an AVX2 machine)."""
+    try:
+        flags = Path("/proc/cpuinfo").read_text(encoding="ascii", errors="replace")
+    except OSError:
+        return "float32"
+    return "bfloat16" if "avx512_bf16" in flags or "amx_bf16" in flags else "float32"
 
 
 def judge_revision() -> str:

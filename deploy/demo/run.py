@@ -1,0 +1,147 @@
+"""Runs the demo: a fresh stack, the sample set into `prompts.raw`, and one training run, followed to its end."""
+
+import shutil
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from deploy.commands.common import buffer_of, run
+from deploy.demo.follow import Seen
+from deploy.demo.plan import Sample, load_sample, own_settings_only
+from deploy.demo.story import gather, tell
+from deploy.feeding import Feed
+from deploy.kafka import Follower
+from deploy.local.signals import Stopped, stop_on_signals
+from deploy.local.stack import Part, Stack
+from streams.errors import Fatal, Transient
+from streams.settings import Settings, load_settings
+from streams.topics import topic_names
+
+SETTLE_S = 600.0
+"""Longest time for every record to get its outcome: 40 s on two idle cores, several times that on busy ones."""
+ANSWER_S = 900.0
+"""Longest time for the members' answers and the trigger's decision: about 2 minutes on two idle cores."""
+TRAIN_S = 1_200.0
+"""Longest time for the run: about 3 minutes on two idle cores."""
+REPORT_EVERY_S = 10.0
+POLL_S = 0.5
+
+
+@dataclass
+class Clock:
+    """Progress lines with the time since the start."""
+
+    started: float
+
+    def say(self, text: str) -> None:
+        """Prints one line at once."""
+        print(f"[{time.monotonic() - self.started:4.0f} s] {text}", flush=True)
+
+
+def run_demo() -> int:
+    """Exit code: 0 for a promoted or rejected challenger, 128 + n on signal n. `Fatal` when a stage did not happen."""
+    clock = Clock(time.monotonic())
+    flags = own_settings_only(load_settings())
+    try:
+        with stop_on_signals():
+            return _run(flags, clock)
+    except Stopped as stopped:
+        clock.say(f"{stopped}: all parts have ended")
+        return stopped.exit_code
+
+
+def _run(flags: dict[str, object], clock: Clock) -> int:
+    clock.say("starting broker, Redis, vLLM (40-100 s), worker and trainer")
+
+    def show(part: Part) -> None:
+        if part.state == "ready" and part.ready_after_s is not None:
+            clock.say(f"  {part.name} is ready after {part.ready_after_s:.0f} s, {part.address}")
+        elif part.state == "starting" and part.child is None and part.name == "vllm" and "making" in part.address:
+            clock.say(f"  {part.address} (once; a minute)")
+
+    with Stack(flags, on_change=show, before_start=_forget_earlier_demos) as stack:
+        settings = stack.settings
+        topics = topic_names(settings.kafka)
+        seen = Seen(topics)
+        follower = Follower(settings.kafka, [topics.curated, topics.dead, topics.requests, topics.events])
+        try:
+            watch = Watch(stack, follower, seen, clock)
+            sample = load_sample()
+            _feed(settings, sample, clock)
+            watch.until("curate", lambda: seen.settled >= len(sample.values), SETTLE_S, lambda: _settling(seen, sample))
+            clock.say(_settling(seen, sample))
+            watch.until("answer and trigger", lambda: seen.request is not None, ANSWER_S, lambda: _answering(settings))
+            watch.until("train", lambda: seen.final is not None, TRAIN_S, lambda: "training goes on")
+        finally:
+            follower.close()
+        final = seen.final
+        if final is None or final.phase == "failed":
+            reason = final.metrics.get("reason") or final.metrics.get("error") if final else "it did not end"
+            raise Fatal(f"demo: the run failed: {reason} (see {settings.training.work_dir} and the trainer's log)")
+        tell(run(gather(settings, seen, sample)))
+        clock.say("ending all parts")
+    clock.say("done; nothing is left running")
+    return 0
+
+
+def _forget_earlier_demos(settings: Settings) -> None:
+    shutil.rmtree(settings.training.registry.parent, ignore_errors=True)
+
+
+def _feed(settings: Settings, sample: Sample, clock: Clock) -> None:
+    with Feed(settings) as feed:
+        for value, key in sample.keyed():
+            feed.send(value, key)
+        feed.flush()
+    if feed.failed:
+        raise Fatal(f"demo: the broker did not take {feed.failed} records ({feed.last_error})")
+    clock.say(f"{feed.sent} records are in {topic_names(settings.kafka).raw}, {sample.bad} of them broken on purpose")
+
+
+@dataclass
+class Watch:
+    """Follows the topics while a stage goes on, and says how it goes."""
+
+    stack: Stack
+    follower: Follower
+    seen: Seen
+    clock: Clock
+
+    def until(self, stage: str, happened: Callable[[], bool], deadline_s: float, progress: Callable[[], str]) -> None:
+        """Returns when it happened; raises `Fatal` that names the stage when a part ends or the time is up."""
+        started = reported = time.monotonic()
+        while not happened():
+            known = len(self.seen.events), self.seen.request
+            for message in self.follower.poll(POLL_S):
+                self.seen.take(message)
+            self._tell_news(*known)
+            self.stack.check()
+            now = time.monotonic()
+            if now - started > deadline_s:
+                raise Fatal(f"demo: the stage `{stage}` did not happen within {deadline_s:g} s: {progress()}")
+            if now - reported > REPORT_EVERY_S:
+                reported = now
+                self.clock.say(f"  {progress()}")
+
+    def _tell_news(self, events_before: int, request_before: object) -> None:
+        if self.seen.request is not None and request_before is None:
+            self.clock.say(f"run {self.seen.request.run_id} is requested: {', '.join(self.seen.request.reasons)}")
+        for event in self.seen.events[events_before:]:
+            self.clock.say(f"  {event.run_id}: {event.phase}")
+
+
+def _settling(seen: Seen, sample: Sample) -> str:
+    counts = ", ".join(f"{count} {name}" for name, count in seen.counts().most_common())
+    return f"{seen.settled} of {len(sample.values)} records have an outcome: {counts or 'none yet'}"
+
+
+def _answering(settings: Settings) -> str:
+    async def read() -> str:
+        async with buffer_of(settings) as buffer:
+            stats = await buffer.stats()
+        return f"{stats.answered} of {stats.size} members have their answers"
+
+    try:
+        return run(read())
+    except Transient as error:
+        return str(error)
