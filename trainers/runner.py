@@ -81,9 +81,9 @@ class Runner:
     async def do(self, request: TrainRequest, still_ours: StillOurs) -> Phase:
         """Bring the run to its end and return how it ended; a run that has ended is not run again.
 
-        `still_ours` raises `LeaseLost` when another trainer has taken over. Cancelling ends the training process and leaves the run
-        to be gone on with. Raises `InvalidRecord` for a run id that is no name, `Transient` and `OSError` where the
-        run's own files cannot be written.
+        `still_ours` raises `LeaseLost` when another trainer has taken over. Cancelling ends the training process and
+        leaves the run to be gone on with. Raises `InvalidRecord` for a run id that is no name, `Fatal` for a folder
+        that cannot be read, `Transient` and `OSError` where a lock or a disk is in the way.
         """
         folder = RunFolder.of(self._settings.training.work_dir.absolute(), request.run_id)
         await asyncio.to_thread(folder.path.mkdir, parents=True, exist_ok=True)

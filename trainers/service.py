@@ -1,8 +1,8 @@
 """`haypile trainer`: takes requests from `train.requests`, does one run at a time, commits when it is over.
 
 Two threads. The caller's owns Kafka and does nothing but poll, so that the group's heartbeats never wait for a run. The
-other runs asyncio: the run, the lease that keeps two trainers apart, and the reconciler that gives a server the champion
-it has lost.
+other runs asyncio: the run, the lease that keeps two trainers apart, and the reconciler that gives a server the
+champion that it has lost.
 
 An offset is committed only when its run is final. A trainer that is ended or killed leaves the request uncommitted;
 whoever gets it next goes on from the run's folder.
@@ -24,7 +24,6 @@ from prometheus_client import CollectorRegistry, start_http_server
 from streams.errors import Fatal, HaypileError, InvalidRecord, SettingsError, Transient
 from streams.judge import Judge
 from streams.lease import Lease
-from streams.metrics import Metrics
 from streams.records import TrainEvent, TrainRequest
 from streams.redis_client import connect
 from streams.retry import OutageLog, patiently
@@ -133,13 +132,12 @@ class _Trainer:
         self._stack.push_async_callback(client.aclose)
         self._lease = Lease(client, settings.redis.namespace, "trainer", LEASE_S)
         pool = await self._stack.enter_async_context(_reward_pool(settings))
-        judge = Judge(pool, settings.judge, Metrics(CollectorRegistry()))
         self._runner = Runner(
             settings,
             self._recipe,
             registry=self._registry,
             publish=lambda event: asyncio.to_thread(self._requests.publish, event),
-            rewards=Rewarder(pool, settings, judge.rubric),
+            rewards=Rewarder(pool, settings, Judge(pool, settings.judge).rubric),
             metrics=self._metrics,
         )
 
@@ -160,7 +158,7 @@ class _Trainer:
             try:
                 await self._under_lease(request)
                 return
-            except InvalidRecord as error:
+            except (InvalidRecord, Fatal) as error:
                 await self._refuse(request, error)
                 return
             except LeaseLost as error:
@@ -204,7 +202,7 @@ class _Trainer:
         except HaypileError as error:
             log.warning("the lease runs out by itself: %s", error)
 
-    async def _refuse(self, request: TrainRequest, error: InvalidRecord) -> None:
+    async def _refuse(self, request: TrainRequest, error: HaypileError) -> None:
         """A request that cannot become a run fails at once, and says so."""
         log.error("run %r is refused: %s", request.run_id, error)
         self._metrics.runs.labels("failed").inc()
