@@ -85,6 +85,7 @@ class Feed:
             self._producer: Any = KafkaProducer(
                 bootstrap_servers=self._kafka.bootstrap,
                 acks="all",
+                enable_idempotence=self._kafka.idempotence,
                 linger_ms=5,
                 max_request_size=self._kafka.max_message_bytes,
                 delivery_timeout_ms=DELIVERY_MS,

@@ -1,5 +1,6 @@
 """What the commands read from Kafka, with kafka-python (its own loop: keep it out of asyncio). No consumer group."""
 
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -12,6 +13,8 @@ BOOTSTRAP_MS = 5_000
 """A command says within seconds that the broker is not there."""
 REQUEST_MS = 15_000
 POLL_MS = 500
+SILENCE_S = 15.0
+"""A fetch is answered within half a second, with records or without."""
 
 
 @contextmanager
@@ -83,16 +86,32 @@ class Follower:
         ]
 
     def until_end(self) -> Iterator[Message]:
-        """Everything that is in the topics now."""
+        """Everything that is in the topics now. Raises `Transient` when the broker goes silent on the way."""
         if not self._all:
             return
         with translated(self._kafka):
             ends = self._consumer.end_offsets(self._all)
+        heard = time.monotonic()
         while True:
-            yield from self.poll(POLL_MS / 1000)
-            with translated(self._kafka):
-                if all(self._consumer.position(tp) >= end for tp, end in ends.items()):
-                    return
+            batch = self.poll(POLL_MS / 1000)
+            yield from batch
+            if batch:
+                heard = time.monotonic()
+            elif self._reached(ends):
+                return
+            elif time.monotonic() - heard > SILENCE_S:
+                raise Transient(
+                    f"Kafka at {self._kafka.bootstrap} sent nothing for {SILENCE_S:g} s: look at the broker"
+                )
+
+    def _reached(self, ends: dict[Any, int]) -> bool:
+        """Tansu's answer about the end is short by the last batch; what a fetch tells (the high water) is right."""
+        with translated(self._kafka):
+            return all(
+                self._consumer.position(tp) >= max(end, self._consumer.highwater(tp) or 0)
+                and self._consumer.highwater(tp) is not None
+                for tp, end in ends.items()
+            )
 
     def close(self) -> None:
         """Ends the connection."""
@@ -139,7 +158,8 @@ def topic_states(kafka: KafkaSettings, readers: dict[str, str | None]) -> dict[s
                 if group is not None:
                     # Committed is the *next* offset to read; nothing committed: all of it is ahead.
                     committed = {tp: consumer.committed(tp) for tp in tps}
-                    lag = sum(ends[tp] - (begins[tp] if committed[tp] is None else committed[tp]) for tp in tps)
+                    # An end under it is Tansu's, which is short by the last batch.
+                    lag = sum(max(0, ends[tp] - (committed[tp] or begins[tp])) for tp in tps)
                 found[topic] = TopicState(len(tps), sum(ends[tp] - begins[tp] for tp in tps), lag)
         finally:
             for consumer in consumers.values():

@@ -5,6 +5,9 @@ from dataclasses import dataclass
 from streams.errors import Fatal, Transient
 from streams.settings import KafkaSettings
 
+BOOTSTRAP_MS = 5_000
+"""kafka-python's 30 s are too long for a person at a terminal; the worker asks again anyway."""
+
 
 @dataclass(frozen=True)
 class Topics:
@@ -52,7 +55,9 @@ def create_topics(kafka: KafkaSettings) -> list[str]:
     from kafka.errors import KafkaError, TopicAlreadyExistsError
 
     try:
-        admin = KafkaAdminClient(bootstrap_servers=kafka.bootstrap, client_id=f"{kafka.group}-admin")
+        admin = KafkaAdminClient(
+            bootstrap_servers=kafka.bootstrap, client_id=f"{kafka.group}-admin", bootstrap_timeout_ms=BOOTSTRAP_MS
+        )
     except (KafkaError, OSError, ValueError) as error:
         raise Transient(f"Kafka at {kafka.bootstrap} is not reachable ({error})") from None
     try:

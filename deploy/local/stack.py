@@ -132,6 +132,7 @@ class Stack:
             self._flag("kafka", "bootstrap", f"127.0.0.1:{port}")
             # A join takes about the session timeout on this broker.
             self._override("kafka", "session_timeout_s", 10)
+            self._override("kafka", "idempotence", False)  # it has none
             self._begin("broker", f"127.0.0.1:{port}", lambda: broker.start(port, logs / "broker.log", os.environ))
             self._await("broker", lambda: broker.ready(port))
         else:

@@ -56,7 +56,7 @@ def start(settings: Settings, model: Path, port: int, log: Path, environ: Mappin
     if settings.judge.model not in names:
         command += ["--lora-modules", f"{settings.judge.model}={JUDGE}"]
     threads = {"VLLM_CPU_KVCACHE_SPACE": str(settings.local.vllm_kv_cache_gib)}
-    return Child("vllm", command, log, environ={**environ, **ENVIRON, **threads}, grace_s=15)
+    return Child("vllm", command, log, environ={**environ, **ENVIRON, **threads}, grace_s=8)
 
 
 def ready(port: int) -> bool:
