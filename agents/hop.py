@@ -2,7 +2,8 @@
 
 A handler takes an `Inbound` record and returns its outcome (a metric's label). `Transient` is waited out,
 `InvalidRecord` becomes a dead letter, `Fatal` stops the process; anything else is a defect: the record goes to the dead
-letters as `unexpected` after a few attempts, so that one poisonous record cannot stop the stream.
+letters as `unexpected` after a few attempts, so that one poisonous record cannot stop the stream. When too large a
+share is diverted, something else is wrong: the process stops rather than divert everything.
 """
 
 import asyncio
@@ -10,6 +11,8 @@ import logging
 import time
 from collections.abc import Awaitable, Callable
 
+from agents.poison import Poison
+from agents.rules.dead_letter_limit import DeadLetterLimit
 from streams.app import Inbound
 from streams.errors import Fatal, InvalidRecord, Transient
 from streams.metrics import Metrics
@@ -21,8 +24,8 @@ log = logging.getLogger(__name__)
 
 Handler = Callable[[Inbound], Awaitable[str]]
 
-ATTEMPTS = 3
-"""Of a handler that raises something unexpected, before the record is diverted."""
+DEAD = "dead"
+"""Outcome of a record that was diverted."""
 
 
 class Hop:
@@ -36,6 +39,9 @@ class Hop:
         producer: Producer,
         dead_topic: str,
         metrics: Metrics,
+        poison: Poison,
+        limit: DeadLetterLimit,
+        attempts: int,
         on_fatal: Callable[[BaseException], None],
         now_ms: Callable[[], int],
     ) -> None:
@@ -44,6 +50,9 @@ class Hop:
         self._producer = producer
         self._dead_topic = dead_topic
         self._metrics = metrics
+        self._poison = poison
+        self._limit = limit
+        self._attempts = attempts
         self._on_fatal = on_fatal
         self._now_ms = now_ms
         self._outage = OutageLog(name, time.monotonic)
@@ -53,14 +62,37 @@ class Hop:
         started = time.perf_counter()
         self._metrics.in_flight.labels(self.name).inc()
         try:
-            outcome = await self._settle(record)
+            outcome = await self._handle_or_divert(record)
             self._metrics.records.labels(self.name, outcome).inc()
+            self._watch(outcome)
         except Fatal as error:
             self._on_fatal(error)
             await asyncio.Event().wait()  # unacked until the process ends: the record is delivered again
         finally:
             self._metrics.in_flight.labels(self.name).dec()
             self._metrics.record_seconds.labels(self.name).observe(time.perf_counter() - started)
+
+    def new_assignment(self) -> None:
+        """The partitions were taken away."""
+        self._poison.new_assignment()
+
+    async def _handle_or_divert(self, record: Inbound) -> str:
+        if not await self._poison.suspects(record):
+            return await self._settle(record)
+        async with self._poison.alone(record) as has_attempts_left:
+            if has_attempts_left:
+                return await self._settle(record)
+            error = InvalidRecord("poison", f"the process ended {self._attempts} times while it handled this record")
+            await self._divert(record, error)
+            return DEAD
+
+    def _watch(self, outcome: str) -> None:
+        self._limit.count(outcome == DEAD)
+        if self._limit.exceeded:
+            raise Fatal(
+                f"{self.name}: {self._limit} became dead letters (worker.max_dead_share): something other than "
+                "single records is wrong; see `haypile dlq list`"
+            )
 
     async def _settle(self, record: Inbound) -> str:
         failures = 0
@@ -71,15 +103,15 @@ class Hop:
                 return outcome
             except InvalidRecord as error:
                 await self._divert(record, error)
-                return "dead"
+                return DEAD
             except Fatal:
                 raise
             except Exception as error:
                 failures += 1
                 log.exception("%s: unexpected error for %s, attempt %d", self.name, record.position, failures)
-                if failures >= ATTEMPTS:
+                if failures >= self._attempts:
                     await self._divert(record, InvalidRecord("unexpected", f"{type(error).__name__}: {error}"))
-                    return "dead"
+                    return DEAD
 
     def _waiting(self, error: Transient) -> None:
         self._metrics.retries.labels(self.name).inc()

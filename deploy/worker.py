@@ -21,7 +21,9 @@ from agents.answer import Answer
 from agents.curate import Curate, Curator, Log
 from agents.hop import Handler, Hop
 from agents.ingest import Ingest, Seen
+from agents.poison import Poison
 from agents.rules.contamination import Contamination
+from agents.rules.dead_letter_limit import DeadLetterLimit
 from agents.score import Score
 from deploy.benchmarks import benchmark_prompts
 from streams.app import Hops, create_app
@@ -139,7 +141,7 @@ class _Worker:
             if "trigger" in agents:
                 trigger = self._trigger(client, main, held_out, producer)
                 chores.append(lambda: trigger.run(self.stop))
-            await self._run(handlers, chores, producer)
+            await self._run(handlers, chores, producer, client)
 
     async def _answer(
         self, stack: AsyncExitStack, client: Redis, main: Buffer, judge_pool: VllmPool, judge: Judge
@@ -198,8 +200,11 @@ class _Worker:
         handlers: dict[str, tuple[str, Handler]],
         chores: Iterable[Callable[[], Awaitable[None]]],
         producer: Producer,
+        client: Redis,
     ) -> None:
+        worker = self.settings.worker
         tasks = [asyncio.ensure_future(self._guard(chore)) for chore in chores]
+        running: list[Hop] = []
         hops: Hops | None = None
         if handlers:
             hops = create_app(self.settings)
@@ -211,10 +216,20 @@ class _Worker:
                     producer=producer,
                     dead_topic=self.topics.dead,
                     metrics=self.metrics,
+                    poison=Poison(client, self.settings.redis.namespace, name, worker.window, worker.max_attempts),
+                    limit=DeadLetterLimit(worker.max_dead_share),
+                    attempts=worker.max_attempts,
                     on_fatal=self.fail,
                     now_ms=_now_ms,
                 )
-                hops.attach(name, topic, self.settings.worker.window, hop, self.fail)
+                running.append(hop)
+                hops.attach(name, topic, worker.window, hop, self.fail)
+
+            def revoked() -> None:
+                for hop in running:
+                    hop.new_assignment()
+
+            hops.on_revoked = revoked
             if set(hops.app.agents) != set(handlers):
                 raise Fatal(f"agents {sorted(hops.app.agents)} are registered instead of {sorted(handlers)}")
         try:

@@ -43,6 +43,7 @@ class Hops:
         app.on_partitions_revoked.connect(self._revoked, weak=False)
         app.on_before_shutdown.connect(self._shutdown, weak=False)
         self.on_abandoned: Callable[[str, int], None] = lambda name, count: None
+        self.on_revoked: Callable[[], None] = lambda: None
 
     def attach(
         self,
@@ -81,6 +82,7 @@ class Hops:
         # Faust has stopped the flow and emptied the agents' queues. What the window holds is finished and committed
         # before the partitions go, or given up: Faust's own wait for this (`stream_wait_empty`) has no bound.
         await self._drain(close=False)
+        self.on_revoked()
         await self.app.consumer.commit()
 
     async def _shutdown(self, *args: Any, **kwargs: Any) -> None:

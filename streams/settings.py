@@ -266,6 +266,10 @@ class WorkerSettings(Section):
     """Records in progress for each hop: bounds memory, and what is repeated after a kill."""
     drain_s: float = Field(10, gt=0)
     """On SIGTERM and on a rebalance, records in progress get this long; then they are left for redelivery."""
+    max_attempts: int = Field(3, ge=1)
+    """Of a record whose handling raises something unexpected or kills the process; then it is a dead letter."""
+    max_dead_share: float = Field(0.5, gt=0, le=1)
+    """Of the last 1,000 records of a hop, at most this share may become dead letters; above it the worker stops."""
     metrics_port: int = Field(9108, ge=0, le=65535)
     """Prometheus; 0 is off."""
 

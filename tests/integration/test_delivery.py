@@ -5,6 +5,7 @@ reference makes of `prompts.scored`.
 """
 
 import asyncio
+import base64
 import json
 import random
 import threading
@@ -21,7 +22,7 @@ from streams.buffer.memory import MemoryBuffer
 from streams.buffer.redis import RedisBuffer
 from streams.redis_client import connect
 from streams.settings import BufferSettings, RedisSettings
-from tests.support.stack import Topics, Worker, fake_vllm, running_broker, wait_for
+from tests.support.stack import Process, Topics, Worker, fake_vllm, running_broker, wait_for
 
 CAPACITY = 200
 RULES = BufferRules(CAPACITY, 1.0, None)
@@ -178,5 +179,31 @@ def test_a_redis_that_comes_back_empty_is_filled_again_from_the_log(
         wait_accounted(topics, set(raw), dead=0)
         assert worker.metrics()["haypile_buffer_replayed_total"] > 0
         wait_for("the buffer is that of the log", lambda: members(redis_url, namespace) == reference(topics), 20)
+    finally:
+        worker.kill()
+
+
+def test_a_record_that_kills_the_process_every_time_becomes_a_dead_letter(
+    tmp_path: Path, topics: Topics, environ: dict[str, str]
+) -> None:
+    raw = prompts(120, seed=4)
+    raw["poison"] = json.dumps({"id": "poison", "prompt": "please kill-me now"}).encode()
+    topics.send([*raw.values()])
+    environ = {**environ, "HAYPILE_WORKER__METRICS_PORT": "0", "HAYPILE_WORKER__MAX_ATTEMPTS": "2"}
+    starts = 0
+    deadline = time.monotonic() + 240
+    worker = Process(["-m", "tests.support.poisoned_worker"], tmp_path / "worker.log", environ)
+    try:
+        while not topics.json(topics.names.dead):
+            assert time.monotonic() < deadline, f"still no dead letter after {starts} starts: {worker.text()[-2000:]}"
+            if worker.popen.poll() is not None:
+                starts += 1
+                worker = Process(["-m", "tests.support.poisoned_worker"], tmp_path / "worker.log", environ)
+            time.sleep(0.5)
+        wait_accounted(topics, raw.keys() - {"poison"}, dead=1)
+        [letter] = topics.json(topics.names.dead)
+        assert letter["reason"] == "poison"
+        assert json.loads(base64.b64decode(letter["value"]))["id"] == "poison"
+        assert worker.popen.poll() is None, "the stream goes on"
     finally:
         worker.kill()

@@ -6,7 +6,8 @@ from collections.abc import Awaitable, Callable
 import msgspec
 from prometheus_client import CollectorRegistry
 
-from agents.hop import ATTEMPTS, Hop
+from agents.hop import Hop
+from agents.rules.dead_letter_limit import LEAST, SPAN, DeadLetterLimit
 from streams.app import Inbound
 from streams.batcher import Batcher
 from streams.errors import Fatal, InvalidRecord, Transient
@@ -30,6 +31,14 @@ class Producer:
         self.sent.append((topic, record, headers))
 
 
+ATTEMPTS = 3
+
+
+class NoPoison:
+    async def suspects(self, record: Inbound) -> bool:
+        return False
+
+
 def make(handle: Callable[[Inbound], Awaitable[str]], producer: Producer) -> tuple[Hop, Metrics, list[BaseException]]:
     metrics = Metrics(CollectorRegistry())
     fatal: list[BaseException] = []
@@ -39,6 +48,9 @@ def make(handle: Callable[[Inbound], Awaitable[str]], producer: Producer) -> tup
         producer=producer,  # type: ignore[arg-type]
         dead_topic="prompts.dead",
         metrics=metrics,
+        poison=NoPoison(),  # type: ignore[arg-type]
+        limit=DeadLetterLimit(0.5),
+        attempts=ATTEMPTS,
         on_fatal=fatal.append,
         now_ms=lambda: 42,
     )
@@ -130,3 +142,41 @@ async def test_batches_keep_the_order_grow_with_the_load_and_hand_errors_to_ever
     errors = await asyncio.gather(batcher.add(13), batcher.add(14), return_exceptions=True)
     assert [type(error) for error in errors] == [Transient, Transient]
     assert await batcher.add(15) == 150
+
+
+async def test_when_too_many_are_diverted_the_process_stops() -> None:
+    async def handle(record: Inbound) -> str:
+        if record.offset % 10 < 6:
+            raise InvalidRecord("not_json", "no")
+        return "accepted"
+
+    hop, _, fatal = make(handle, Producer())
+    tasks = [asyncio.ensure_future(hop(_at(i))) for i in range(LEAST)]
+    await asyncio.sleep(0.5)
+    assert len(fatal) == 1
+    assert "worker.max_dead_share" in str(fatal[0])
+    for task in tasks:
+        task.cancel()
+
+
+def _at(offset: int) -> Inbound:
+    return Inbound("prompts.raw", 0, offset, b"x", 0, ())
+
+
+def test_the_share_is_that_of_the_last_records() -> None:
+    limit = DeadLetterLimit(0.5)
+    for _ in range(LEAST - 1):
+        limit.count(True)
+    assert not limit.exceeded, "too few to say"
+    limit.count(True)
+    assert limit.exceeded
+    for _ in range(SPAN):
+        limit.count(False)
+    assert not limit.exceeded
+    for i in range(SPAN):
+        limit.count(i % 2 == 0)
+    assert not limit.exceeded, "half is the limit, not above it"
+    none = DeadLetterLimit(1)
+    for _ in range(SPAN):
+        none.count(True)
+    assert not none.exceeded
