@@ -113,6 +113,32 @@ async def test_a_newcomer_alike_to_several_replaces_all_of_them(make_buffer: Mak
     assert member is not None and member.near_duplicates == 2
 
 
+@pytest.mark.parametrize(("left_rank", "right_rank", "hardest"), [(2, 6, "r"), (6, 2, "l"), (5, 6, "r"), (6, 5, "l")])
+async def test_between_two_alike_the_harder_one_refuses(
+    make_buffer: Make, left_rank: float, right_rank: float, hardest: str
+) -> None:
+    middle = text(6, 60)
+    left, right = f"{text(98, 9)} {middle}", f"{middle} {text(99, 9)}"
+    buffer = make_buffer(BufferRules(10, near_duplicate=0.83))
+    await buffer.offer([offer("l", left_rank, left), offer("r", right_rank, right)], [])
+    assert await outcomes(buffer, offer("m", 4, middle)) == [("m", "near_duplicate", hardest)]
+    assert sorted(await ids(buffer)) == ["l", "r"]
+
+
+async def test_a_count_of_near_duplicates_leaves_with_its_member(make_buffer: Make) -> None:
+    buffer = make_buffer(BufferRules(2, near_duplicate=0.8))
+    twins = [offer("hard", 5, twin(1, 1)), offer("soft", 4, twin(1, 2))]
+    bigger = [offer("big", 9), offer("bigger", 10)]
+    for batches in ([[*twins, *bigger]], [twins, bigger]):
+        kinds = [o.outcome for batch in batches for o in await buffer.offer(batch, [])]
+        assert kinds == ["admitted", "near_duplicate", "admitted", "admitted", "evicted"]
+        await buffer.remove(["big", "bigger"])
+        await buffer.offer(twins[:1], [])
+        member = await buffer.get("hard")
+        assert member is not None and member.near_duplicates == 0
+        await buffer.remove(["hard"])
+
+
 async def test_a_full_category_competes_with_its_own_weakest(make_buffer: Make) -> None:
     buffer = make_buffer(BufferRules(4, category_share=0.5))
     await buffer.offer([offer("a", 5), offer("b", 4), offer("x", 1, category="code")], [])
