@@ -54,6 +54,8 @@ def own_settings_only(given: Settings) -> dict[str, Any]:
         # More than 2 %: of 400 prompts the gate needs a few dozen.
         "ingest": {"eval_share": 0.1},
         "buffer": {"capacity": 120, "eval_capacity": 24},
+        # Each record asks the judge three times: a small window, so that outcomes come steadily.
+        "worker": {"window": 32},
         # Short answers, and only for the members of the run: two cores write about 180 tokens a second.
         "answer": {"k": 3, "max_tokens": 64, "when": "run", "interval_s": 1, "batch": 16},
         # Full, and more than twice over the weakest replaced: late in the sample set. One run only.

@@ -28,6 +28,9 @@ Flags = dict[str, Any]
 URL_SECTIONS = ("judge", "answer", "serving")
 """Sections whose `urls` the local vLLM serves."""
 
+SLOW_ANSWER_S = 300.0
+"""Of one request to a CPU that is also training."""
+
 
 @dataclass
 class Part:
@@ -169,6 +172,11 @@ class Stack:
             self._flag(name, "urls", [f"http://127.0.0.1:{port}"])
         if local.model is None and "judge" in sections:
             self._override("judge", "revision", vllm.judge_revision())
+        # A CPU rates a few prompts a second: a short queue, and patience, or requests time out while they wait in it.
+        for section, concurrency in (("judge", 8), ("answer", 16)):
+            if section in sections:
+                self._override(section, "concurrency", concurrency)
+                self._override(section, "timeout_s", SLOW_ANSWER_S)
         model = local.model or self._base_model(data / "base", logs / "base-model.log")
         self._override("training", "base_model", str(model))
         self._begin(
