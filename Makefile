@@ -8,7 +8,8 @@ SHELL := /bin/bash
 MAKEFLAGS += --no-print-directory
 .DEFAULT_GOAL := help
 
-PIP := -m pip --disable-pip-version-check --quiet
+# Twice quiet: errors only. The warnings are about the index of the machine, not about us.
+PIP := -m pip --disable-pip-version-check --quiet --quiet
 READY := .venv/.ready
 VLLM_READY := .venv-vllm/.ready
 BIN := .venv/bin

@@ -23,8 +23,8 @@ LEFT_OUT = {"haypile", "torchaudio", "torchcodec", "torchvision", "triton"}
 
 def resolve(requirements: list[str]) -> list[str]:
     """`name==version` of everything that the requirements need here, sorted."""
-    command = [sys.executable, "-m", "pip", "install", "--quiet", "--dry-run", "--ignore-installed", "--report", "-"]
-    report = json.loads(subprocess.run([*command, *requirements], check=True, capture_output=True, text=True).stdout)
+    command = [sys.executable, "-m", "pip", "install", "-qq", "--dry-run", "--ignore-installed", "--report", "-"]
+    report = json.loads(subprocess.run([*command, *requirements], check=True, stdout=subprocess.PIPE).stdout)
     metadata = [item["metadata"] for item in report["install"]]
     found = {package["name"].lower().replace("_", "-"): package["version"] for package in metadata}
     return sorted(

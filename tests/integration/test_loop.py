@@ -13,7 +13,7 @@ from deploy.demo.follow import Seen
 from deploy.demo.plan import load_sample
 from deploy.feeding import Feed, key_of
 from deploy.kafka import Follower
-from deploy.local.stack import Stack
+from deploy.local.stack import SLOW_ANSWER_S, Stack
 from streams.topics import topic_names
 from tests.support.real_vllm import ROOT, base_model
 from trainers.promotion import served_name
@@ -38,20 +38,25 @@ def lenient_recipe(folder: Path) -> Path:
 
 @pytest.mark.slow
 @pytest.mark.timeout(DEADLINE_S + 300)
-def test_from_a_raw_record_to_the_served_adapter(tmp_path: Path) -> None:
-    base = base_model()
-    (tmp_path / "data").mkdir()
-    (tmp_path / "data" / "base").symlink_to(base)
+def test_from_a_raw_record_to_the_served_adapter(tmp_path: Path, vllm_url: str) -> None:
     flags = {
-        "local": {"data_dir": str(tmp_path / "data"), "vllm_python": str(ROOT / ".venv-vllm" / "bin" / "python")},
+        "local": {"data_dir": str(tmp_path / "data")},
         "kafka": {"partitions": 2},
         "ingest": {"eval_share": 0.2},
         "buffer": {"capacity": 12, "eval_capacity": 6, "min_quality": 1.0, "category_share": 1.0},
         "worker": {"window": 16},
-        "answer": {"k": 2, "max_tokens": 24, "when": "run", "interval_s": 1},
+        "judge": {"urls": [vllm_url], "concurrency": 8, "timeout_s": SLOW_ANSWER_S},
+        "answer": {
+            "urls": [vllm_url],
+            "k": 2,
+            "max_tokens": 24,
+            "when": "run",
+            "interval_s": 1,
+            "timeout_s": SLOW_ANSWER_S,
+        },
         "trigger": {"interval_s": 1, "min_members": 10, "min_new": 10, "min_answered": 1.0, "cooldown_s": 86_400},
-        "training": {"recipe": str(lenient_recipe(tmp_path))},
-        "serving": {"reconcile_s": 2},
+        "training": {"recipe": str(lenient_recipe(tmp_path)), "base_model": str(base_model())},
+        "serving": {"urls": [vllm_url], "reconcile_s": 2},
     }
     with Stack(flags) as stack:
         settings = stack.settings
