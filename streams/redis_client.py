@@ -69,7 +69,9 @@ def translate(client: redis.asyncio.Redis) -> Iterator[None]:
         raise Transient(f"Redis at {address(client)}: {error}") from error
     except exceptions.ResponseError as error:
         text = str(error).split(" script: ")[0]  # where in the script it failed says nothing to the operator
-        if isinstance(error, _TRANSIENT_KINDS) or text.startswith(_TRANSIENT_REPLIES):
+        # Redis 6.2 wraps what a script ran into: "Error running script (…): @user_script: 3: -OOM command not …"
+        code = text.partition(": -")[2] if "running script" in text else text
+        if isinstance(error, _TRANSIENT_KINDS) or code.startswith(_TRANSIENT_REPLIES):
             raise Transient(f"Redis at {address(client)}: {text}") from error
         if text.startswith(("NOAUTH", "WRONGPASS", "NOPERM")):
             raise Fatal(f"Redis at {address(client)} refuses us: {text}") from error

@@ -101,6 +101,7 @@ class RedisBuffer:
         self._attach = client.register_script(source("attach"))
         self._claim = client.register_script(source("claim"))
         self._members = client.register_script(source("members"))
+        self._stats = client.register_script(source("stats"))
 
     def _key(self, name: str) -> str:
         return self._keys[KEY_NAMES.index(name)]
@@ -192,32 +193,27 @@ class RedisBuffer:
         return removed
 
     async def stats(self) -> BufferStats:
-        pipeline = self._client.pipeline(transaction=True)
-        for name in ("rank", "fresh", "open", "claims"):
-            pipeline.zcard(self._key(name))
-        pipeline.hgetall(self._key("meta"))
-        pipeline.hgetall(self._key("categories"))
-        for name in ("age", "rank"):
-            pipeline.zrange(self._key(name), 0, 0, withscores=True)
-            pipeline.zrange(self._key(name), -1, -1, withscores=True)
         with translate(self._client):
-            size, fresh, free, claimed, meta, categories, oldest, newest, low, high = await pipeline.execute()
-            # A member may leave in between; then its difficulty is missing for this once.
-            ends = [await self._read("m", *(m for m, _ in end)) for end in (low, high)]
-        lowest, highest = (members[0].prompt.difficulty if members else None for members in ends)
+            reply = await self._stats(keys=self._keys)
+        size, waiting, flat_meta, flat_categories, oldest, newest, *ends = reply
+        meta = dict(zip(flat_meta[0::2], flat_meta[1::2], strict=True))
+        lowest, highest = (members[0] if members else None for members in map(_rows, ends))
         return BufferStats(
             size=size,
             capacity=self.rules.capacity,
-            threshold=low[0][1] if size >= self.rules.capacity else None,
-            lowest_difficulty=lowest,
-            highest_difficulty=highest,
-            categories={name.decode(): int(count) for name, count in categories.items()},
-            answered=size - fresh - free - claimed,
+            threshold=lowest.rank_key if lowest and size >= self.rules.capacity else None,
+            lowest_difficulty=lowest.prompt.difficulty if lowest else None,
+            highest_difficulty=highest.prompt.difficulty if highest else None,
+            categories={
+                name.decode(): int(count)
+                for name, count in zip(flat_categories[0::2], flat_categories[1::2], strict=True)
+            },
+            answered=size - waiting,
             admitted_total=int(meta.get(b"admitted_total", 0)),
             evicted_total=int(meta.get(b"evicted_total", 0)),
             histogram=[int(meta.get(f"bin:{i}".encode(), 0)) for i in range(HISTOGRAM_BINS)],
-            oldest_admitted_at=int(oldest[0][1]) if oldest else None,
-            newest_admitted_at=int(newest[0][1]) if newest else None,
+            oldest_admitted_at=int(float(oldest[1])) if oldest else None,
+            newest_admitted_at=int(float(newest[1])) if newest else None,
             judge=meta[b"judge"].decode() if b"judge" in meta else None,
         )
 

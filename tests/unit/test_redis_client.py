@@ -22,6 +22,14 @@ from streams.settings import RedisSettings
         (exceptions.MaxConnectionsError("Too many connections"), Transient),
         (exceptions.ResponseError("MISCONF Errors writing to the AOF file"), Transient),
         (exceptions.ResponseError("BUSY Redis is busy running a script"), Transient),
+        (
+            exceptions.ResponseError(
+                "Error running script (call to f_12): @user_script:355: @user_script: 355: -READONLY You can't write "
+                "against a read only replica."
+            ),
+            Transient,
+        ),
+        (exceptions.ResponseError("Error running script (call to f_12): @user_script:1: Script attempted"), Fatal),
         (OSError("no route to host"), Transient),
         (exceptions.AuthenticationError("invalid username-password pair"), Fatal),
         (exceptions.NoPermissionError("this user has no permissions"), Fatal),
