@@ -1,9 +1,21 @@
-"""Shared by all tests: a real Valkey for the session, a namespace of its own for each test (never a flush)."""
+"""Shared by all tests: a real Valkey and a real vLLM for the session, a namespace for each test (never a flush)."""
 
 import uuid
 from collections.abc import Iterator
 
+import hypothesis
 import pytest
+
+from tests.support.real_vllm import running_vllm
+
+# Timings of a busy machine say nothing; the examples of a failure are printed to be repeated.
+hypothesis.settings.register_profile(
+    "haypile",
+    deadline=None,
+    print_blob=True,
+    suppress_health_check=[hypothesis.HealthCheck.too_slow, hypothesis.HealthCheck.function_scoped_fixture],
+)
+hypothesis.settings.load_profile("haypile")
 
 from tests.support.valkey import Valkey
 
@@ -23,3 +35,10 @@ def redis_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 def namespace() -> str:
     """Keys of one test."""
     return f"test-{uuid.uuid4().hex[:12]}"
+
+
+@pytest.fixture(scope="session")
+def vllm_url(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    """URL of a real vLLM (CPU) with SmolLM2 and the demo's judge. One for the session: it takes a minute to start."""
+    with running_vllm(tmp_path_factory.mktemp("vllm")) as url:
+        yield url
