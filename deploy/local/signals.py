@@ -16,8 +16,12 @@ class Stopped(BaseException):
 
 @contextmanager
 def stop_on_signals() -> Iterator[None]:
-    """Inside, the first signal raises `Stopped` in the main thread; later ones are ignored while things end."""
-    numbers = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    """Inside, the first signal raises `Stopped` in the main thread; later ones are ignored while things end.
+
+    One that is ignored already stays so (`nohup`, a shell's background job).
+    """
+    watched = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
+    numbers = [number for number in watched if signal.getsignal(number) is not signal.SIG_IGN]
 
     def stop(number: int, _frame: FrameType | None) -> None:
         for other in numbers:
