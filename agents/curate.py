@@ -13,6 +13,7 @@ from dataclasses import dataclass
 
 import msgspec
 from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.admin import AIOKafkaAdminClient
 from aiokafka.errors import KafkaError
 
 from agents.rules.rank import rank_key
@@ -101,6 +102,20 @@ class Log:
         self._kafka = kafka
         self._topic = topics.scored
 
+    async def committed(self) -> dict[int, int]:
+        """The group's committed offset (the next one to read) of each partition. Raises `Transient`."""
+        admin = AIOKafkaAdminClient(bootstrap_servers=self._kafka.bootstrap)
+        try:
+            await admin.start()
+            [topic] = await admin.describe_topics([self._topic])
+            partitions = [TopicPartition(self._topic, p["partition"]) for p in topic["partitions"]]
+            offsets = await admin.list_consumer_group_offsets(self._kafka.group, partitions=partitions)
+        except (KafkaError, OSError) as error:
+            raise Transient(f"Kafka at {self._kafka.bootstrap}: no committed offsets ({error!r})") from None
+        finally:
+            await admin.close()
+        return {tp.partition: at.offset for tp, at in offsets.items() if at.offset > 0}
+
     async def between(self, partition: int, first: int, end: int) -> AsyncIterator[list[Scored]]:
         """What the log still holds of the offsets `first` to `end` - 1 of a partition, in chunks of up to `BATCH`.
 
@@ -175,6 +190,28 @@ class Curate:
         await self._producer.send(self._topics.curated, outcome, key=outcome.id)
         return outcome.outcome
 
+    async def repair(self) -> int:
+        """Replays what is committed but not in Redis, and publishes evictions that were left over.
+
+        A gap also shows when the next record comes; on a quiet topic that may be never. Returns how many records were
+        replayed. Raises `Transient`.
+        """
+        count = 0
+        committed = await self._log.committed()
+        applied = await self._buffers[0].positions()
+        for partition, end in committed.items():
+            first = applied.get(partition, -1) + 1
+            if first < end:
+                count += await self._replay(partition, first, end)
+        await self.publish_evictions()
+        return count
+
+    async def _replay(self, partition: int, first: int, end: int) -> int:
+        log.warning("Redis is behind the log: partition %d, offsets %d to %d", partition, first, end - 1)
+        count = await replay(self._log, self._curator, partition, first, end)
+        self._metrics.buffer_replayed.inc(count)
+        return count
+
     async def publish_evictions(self) -> int:
         """Publishes what had to go and is not published yet (also by a worker that died); returns how many."""
         count = 0
@@ -199,9 +236,7 @@ class Curate:
                 await self.publish_evictions()
                 return outcomes
             except BufferGap as gap:
-                log.warning("Redis is behind the log: partition %d from offset %d", gap.partition, gap.applied + 1)
-                count = await replay(self._log, self._curator, gap.partition, gap.applied + 1, gap.first)
-                self._metrics.buffer_replayed.inc(count)
+                await self._replay(gap.partition, gap.applied + 1, gap.first)
             except JudgeMismatch as error:
                 raise Fatal(
                     f"the buffer holds ratings of judge {error.have}, new records are rated by {error.got}: ratings of "

@@ -48,6 +48,9 @@ log = logging.getLogger(__name__)
 OBSERVE_S = 5.0
 """How often the gauges of the buffer and of the dependencies are brought up to date."""
 
+REPAIR_S = 5.0
+"""How often to look whether Redis is behind the log."""
+
 BUFFERS: tuple[BufferName, BufferName] = ("main", "eval")
 
 
@@ -135,6 +138,7 @@ class _Worker:
                     metrics=self.metrics,
                 )
                 handlers["curate"] = (self.topics.scored, curate)
+                chores.append(lambda: self._repair(curate))
             if "answer" in agents:
                 answer = await self._answer(stack, client, main, judge_pool, judge)
                 chores.append(lambda: answer.run(self.stop))
@@ -265,10 +269,27 @@ class _Worker:
             log.exception("a background task failed")
             self.fail(Fatal(f"unexpected error: {error!r}"))
 
+    async def _repair(self, curate: Curate) -> None:
+        """Looks every few seconds whether Redis has lost what is committed."""
+        outage = OutageLog("repair", time.monotonic)
+        while not await self._stopped_within(REPAIR_S):
+            try:
+                await curate.repair()
+                outage.worked()
+            except Transient as error:
+                outage.failed(error)
+
+    async def _stopped_within(self, seconds: float) -> bool:
+        try:
+            await asyncio.wait_for(self.stop.wait(), seconds)
+        except TimeoutError:
+            return False
+        return True
+
     async def _observe(self, main: Buffer, held_out: Buffer, judge_pool: VllmPool) -> None:
         """Keeps the gauges up to date."""
         buffers: dict[BufferName, Buffer] = {"main": main, "eval": held_out}
-        while not self.stop.is_set():
+        while not await self._stopped_within(OBSERVE_S):
             try:
                 for name, buffer in buffers.items():
                     await self._observe_buffer(name, buffer)
@@ -283,10 +304,6 @@ class _Worker:
                 except HaypileError:
                     pass
             self.metrics.dependency_up.labels("judge").set(up > 0)
-            try:
-                await asyncio.wait_for(self.stop.wait(), OBSERVE_S)
-            except TimeoutError:
-                pass
 
     async def _observe_buffer(self, name: BufferName, buffer: Buffer) -> None:
         stats = await buffer.stats()

@@ -174,6 +174,9 @@ def test_a_redis_that_comes_back_empty_is_filled_again_from_the_log(
     try:
         topics.send(values[:300])
         wait_accounted(topics, set([*raw][:300]), dead=0)
+        wait_for("all is committed", lambda: topics.lag(topics.names.scored) == 0, 20, every_s=1)
+        asyncio.run(forget())
+        wait_for("also on a quiet topic", lambda: members(redis_url, namespace) == reference(topics), 40, every_s=1)
         asyncio.run(forget())
         topics.send(values[300:])
         wait_accounted(topics, set(raw), dead=0)
