@@ -1,5 +1,6 @@
 """Training by its effect: what moved and what did not, losses that fall, and a kill that changes nothing."""
 
+import asyncio
 import hashlib
 import math
 import os
@@ -13,7 +14,7 @@ import pytest
 
 from tests.support.real_vllm import base_model
 from tests.support.stack import Process, wait_for
-from tests.support.training import quick_recipe, run_folder, snapshot, tiny_model
+from tests.support.training import quick_recipe, run_folder, tiny_model, write_snapshot_of_sums
 from trainers.recipe import Recipe
 from trainers.rundir import Failure, RunFolder
 
@@ -48,7 +49,8 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture(scope="module")
 def snapshots(tmp_path_factory: pytest.TempPathFactory) -> list[str]:
     folder = tmp_path_factory.mktemp("snapshots")
-    return [snapshot(folder, "now", seed=1), snapshot(folder, "before", seed=2, train=20)]
+    now = asyncio.run(write_snapshot_of_sums(folder, "now", seed=1))
+    return [now, asyncio.run(write_snapshot_of_sums(folder, "before", seed=2, train=20))]
 
 
 def weights(folder: RunFolder, name: str) -> dict[str, Any]:

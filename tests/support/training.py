@@ -1,6 +1,5 @@
 """What tests train: a snapshot of sums, a model of two layers with SmolLM2's tokenizer, and a recipe of seconds."""
 
-import asyncio
 import random
 from pathlib import Path
 from typing import Any
@@ -45,24 +44,20 @@ def scored(key: str, text: str, split: Any = "train") -> ScoredPrompt:
     )
 
 
-def snapshot(dest: Path, run_id: str, *, train: int = 48, held_out: int = 8, seed: int = 1) -> str:
+async def write_snapshot_of_sums(dest: Path, run_id: str, *, train: int = 48, held_out: int = 8, seed: int = 1) -> str:
     """Writes a snapshot as the trigger does; returns its path."""
-
-    async def write() -> str:
-        main, kept = (MemoryBuffer(BufferRules(1000)) for _ in range(2))
-        for buffer, name, count in ((main, "train", train), (kept, "eval", held_out)):
-            prompts = sums(count, seed, start=0 if name == "train" else 10_000)
-            offers = [
-                Offer(prompt=scored(f"{seed}-{name}-{i}", text, name), rank_key=float(i))
-                for i, (text, _) in enumerate(prompts)
-            ]
-            await buffer.offer(offers, [])
-            for offer, (_, answers) in zip(offers, prompts, strict=True):
-                if name == "train":
-                    await buffer.attach(offer.prompt.id, answers)
-        return await write_snapshot(str(dest), run_id, main, kept, decision={"train": True}, settings={}, now_ms=1)
-
-    return asyncio.run(write())
+    main, kept = (MemoryBuffer(BufferRules(1000)) for _ in range(2))
+    for buffer, name, count in ((main, "train", train), (kept, "eval", held_out)):
+        prompts = sums(count, seed, start=0 if name == "train" else 10_000)
+        offers = [
+            Offer(prompt=scored(f"{seed}-{name}-{i}", text, name), rank_key=float(i))
+            for i, (text, _) in enumerate(prompts)
+        ]
+        await buffer.offer(offers, [])
+        for offer, (_, answers) in zip(offers, prompts, strict=True):
+            if name == "train":
+                await buffer.attach(offer.prompt.id, answers)
+    return await write_snapshot(str(dest), run_id, main, kept, decision={"train": True}, settings={}, now_ms=1)
 
 
 def tiny_model(base: Path, folder: Path) -> Path:
