@@ -183,8 +183,8 @@ def check(labelled: Sequence[Labelled], rate: Callable[[Sequence[str]], Sequence
 def load(file: Path) -> list[Labelled]:
     """Reads a labelled file: JSON lines or one JSON array, UTF-8.
 
-    The prompt is in ``prompt``, ``question``, ``problem`` or ``instruction`` (or a chat in ``messages``); the label is a
-    number in ``difficulty``, ``level`` or ``metadata.level`` ("Level 3" counts as 3), or hard/easy or a boolean in
+    The prompt is in ``prompt``, ``question``, ``problem`` or ``instruction`` (or a chat in ``messages``); the label is
+    a number in ``difficulty``, ``level`` or ``metadata.level`` ("Level 3" counts as 3), or hard/easy or a boolean in
     ``label`` or ``hard``. Raises
     ``BadLabels`` for the first line that fits none, ``OSError`` if the file cannot be read.
     """
