@@ -7,6 +7,7 @@ import hypothesis
 import pytest
 
 from tests.support.real_vllm import running_vllm
+from tests.support.valkey import Valkey
 
 # Timings of a busy machine say nothing; the examples of a failure are printed to be repeated.
 hypothesis.settings.register_profile(
@@ -16,8 +17,6 @@ hypothesis.settings.register_profile(
     suppress_health_check=[hypothesis.HealthCheck.too_slow, hypothesis.HealthCheck.function_scoped_fixture],
 )
 hypothesis.settings.load_profile("haypile")
-
-from tests.support.valkey import Valkey
 
 
 @pytest.fixture(scope="session")

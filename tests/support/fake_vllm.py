@@ -1,7 +1,7 @@
 """A vLLM that costs nothing and can be told to fail. Answers like the real one where haypile looks (see the contract
 tests in `tests/contract/test_vllm.py`, which run over both).
 
-`python -m tests.support.fake_vllm PORT` serves one; `POST /fault {"kind": …, "count": n}` makes the next n fail.
+`python -m tests.support.fake_vllm PORT [DELAY_S]` serves one; `POST /fault {"kind": …, "count": n}` fails the next n.
 """
 
 import asyncio
@@ -155,4 +155,9 @@ def _error(status: int, message: str) -> web.Response:
 
 
 if __name__ == "__main__":
-    web.run_app(FakeVllm().app, host="127.0.0.1", port=int(sys.argv[1]), print=None)
+    web.run_app(
+        FakeVllm(float(sys.argv[2]) if len(sys.argv) > 2 else 0.0).app,
+        host="127.0.0.1",
+        port=int(sys.argv[1]),
+        print=None,
+    )

@@ -15,6 +15,7 @@ from pathlib import Path
 from typing import Any
 
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
+from kafka.errors import KafkaError
 
 from deploy.local import broker
 from deploy.local.processes import free_port, port_open
@@ -145,6 +146,34 @@ class Topics:
         for future in futures:
             future.get(timeout=30)
         producer.close()
+
+    def try_send(self, values: Sequence[bytes], first_partition: int) -> list[bytes]:
+        """Like `send`, but patient with a broker that is away: what it did not take within some seconds comes back."""
+        try:
+            producer = KafkaProducer(
+                bootstrap_servers=self.kafka.bootstrap,
+                acks="all",
+                enable_idempotence=False,
+                request_timeout_ms=4000,
+                delivery_timeout_ms=8000,
+                max_block_ms=4000,
+            )
+        except KafkaError:
+            return list(values)
+        left = []
+        futures: list[tuple[bytes, Any]] = []
+        for i, value in enumerate(values, start=first_partition):
+            try:
+                futures.append((value, producer.send(self.names.raw, value, partition=i % self.kafka.partitions)))
+            except KafkaError:
+                left.append(value)
+        for value, future in futures:
+            try:
+                future.get(timeout=10)
+            except KafkaError:
+                left.append(value)
+        producer.close(timeout=1)
+        return left
 
     def read(self, topic: str) -> list[tuple[int, int, bytes]]:
         """(partition, offset, value) of all that is in a topic now."""
