@@ -172,11 +172,11 @@ class RunFolder:
             lines = self.curve.read_text(encoding="utf-8").splitlines()
         except OSError:
             return []
-        points: dict[tuple[str, int], dict[str, float | int | str]] = {}
+        points: dict[tuple[str, int, bool], dict[str, float | int | str]] = {}
         for line in lines:
             try:
                 point = json.loads(line)
             except ValueError:
                 continue
-            points[(str(point["phase"]), int(point["step"]))] = point
+            points[(str(point["phase"]), int(point["step"]), "loss" in point)] = point
         return list(points.values())
