@@ -33,6 +33,9 @@ def environment(recipe: Recipe) -> dict[str, str]:
     if recipe.device == "cpu":
         env.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         env["CUDA_VISIBLE_DEVICES"] = ""
+    elif recipe.num_processes == 1:
+        # One process that sees several GPUs would be wrapped in DataParallel, which TRL refuses.
+        env["CUDA_VISIBLE_DEVICES"] = env.get("CUDA_VISIBLE_DEVICES", "0").split(",")[0]
     return env
 
 
