@@ -2,7 +2,7 @@
 
 import json
 import threading
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from types import TracebackType
 from typing import Any, Self
 
@@ -100,13 +100,15 @@ class Feed:
     ) -> None:
         self._producer.close(timeout=0 if kind else 10)
 
-    def send(self, value: bytes, key: bytes | None) -> None:
-        """Hands a record over; waits while too many are in flight."""
+    def send(
+        self, value: bytes, key: bytes | None, topic: str | None = None, headers: Sequence[tuple[str, bytes]] = ()
+    ) -> None:
+        """Hands a record over (to `prompts.raw` unless told otherwise); waits while too many are in flight."""
         from kafka.errors import KafkaError
 
         self._slots.acquire()
         try:
-            future = self._producer.send(self._topic, value=value, key=key)
+            future = self._producer.send(topic or self._topic, value=value, key=key, headers=list(headers))
         except (KafkaError, AssertionError) as error:
             self._failed(error)
             return

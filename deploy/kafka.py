@@ -53,6 +53,7 @@ class Message:
     offset: int
     key: bytes | None
     value: bytes
+    headers: tuple[tuple[str, bytes], ...] = ()
 
 
 class Follower:
@@ -80,7 +81,7 @@ class Follower:
         with translated(self._kafka):
             batches = self._consumer.poll(timeout_ms=int(timeout_s * 1000))
         return [
-            Message(tp.topic, tp.partition, record.offset, record.key, record.value or b"")
+            Message(tp.topic, tp.partition, record.offset, record.key, record.value or b"", tuple(record.headers or ()))
             for tp, records in batches.items()
             for record in records
         ]

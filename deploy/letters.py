@@ -1,16 +1,51 @@
-"""Reads `prompts.dead`."""
+"""The dead letters: reading them, and sending them back to where they came from."""
+
+import json
+import subprocess
+from collections.abc import Iterable
+from dataclasses import dataclass
 
 import msgspec
 
+from deploy.feeding import Feed
 from deploy.kafka import read_topics
+from streams.errors import Fatal
 from streams.records import DeadLetter, decode
 from streams.settings import KafkaSettings
 from streams.topics import topic_names
 
+TRAIL = "haypile-attempts"
+"""Header of a replayed record: a JSON list of its earlier deaths, oldest first. Hops pass headers on."""
 
-def dead_letters_by_reason(kafka: KafkaSettings) -> dict[str, list[DeadLetter]]:
-    """All dead letters, the most frequent reason first, the oldest letter first. Raises `Transient`."""
-    found: dict[str, list[DeadLetter]] = {}
+
+@dataclass(frozen=True)
+class Letter:
+    """A dead letter with the headers that the record had."""
+
+    letter: DeadLetter
+    headers: tuple[tuple[str, bytes], ...]
+
+    @property
+    def position(self) -> str:
+        """Where the record stood: `topic:partition:offset`."""
+        return f"{self.letter.topic}:{self.letter.partition}:{self.letter.offset}"
+
+    @property
+    def attempts(self) -> list[dict[str, object]]:
+        """Deaths before this one."""
+        for name, value in self.headers:
+            if name == TRAIL:
+                try:
+                    found = json.loads(value)
+                except ValueError:
+                    return []
+                return found if isinstance(found, list) else []
+        return []
+
+
+def read_letters(kafka: KafkaSettings) -> list[Letter]:
+    """All dead letters, the oldest first; one that was written twice (a redelivery) once. Raises `Transient`."""
+    found: dict[tuple[str, str], Letter] = {}
     for message in read_topics(kafka, topic_names(kafka).dead):
         try:
             letter = decode(DeadLetter, message.value)
@@ -24,7 +59,56 @@ def dead_letters_by_reason(kafka: KafkaSettings) -> dict[str, list[DeadLetter]]:
                 value=message.value,
                 ts=0,
             )
-        found.setdefault(letter.reason, []).append(letter)
-    for letters in found.values():
-        letters.sort(key=lambda letter: letter.ts)
+        entry = Letter(letter, message.headers)
+        found.setdefault((entry.position, letter.reason), entry)
+    return sorted(found.values(), key=lambda entry: entry.letter.ts)
+
+
+def by_reason(letters: Iterable[Letter]) -> dict[str, list[Letter]]:
+    """The most frequent reason first."""
+    found: dict[str, list[Letter]] = {}
+    for entry in letters:
+        found.setdefault(entry.letter.reason, []).append(entry)
     return dict(sorted(found.items(), key=lambda item: -len(item[1])))
+
+
+@dataclass
+class Replayed:
+    """What a replay did."""
+
+    sent: int = 0
+    failed: int = 0
+    refused: list[str] | None = None
+    """Positions whose edit failed."""
+
+
+def replay(feed: Feed, letters: Iterable[Letter], edit_with: str | None) -> Replayed:
+    """Sends original bytes back to their topics, each with the trail of its deaths in a header.
+
+    `edit_with` is a shell command that gets the bytes on standard input and prints what to send instead; an exit code
+    other than 0 leaves the letter where it is. Nothing is removed from `prompts.dead`: replaying twice sends twice,
+    which changes nothing for records with an id.
+    """
+    refused: list[str] = []
+    for entry in letters:
+        value = entry.letter.value
+        if edit_with is not None:
+            edited = subprocess.run(edit_with, shell=True, input=value, capture_output=True, check=False)
+            if edited.returncode != 0:
+                refused.append(entry.position)
+                continue
+            value = edited.stdout
+        death = {"reason": entry.letter.reason, "error": entry.letter.error[:200], "ts": entry.letter.ts}
+        trail = json.dumps([*entry.attempts, {**death, "at": entry.position}]).encode()
+        kept = [(name, header) for name, header in entry.headers if name != TRAIL]
+        feed.send(value, entry.position.encode(), entry.letter.topic, [*kept, (TRAIL, trail)])
+    feed.flush()
+    return Replayed(feed.sent, feed.failed, refused)
+
+
+def find(letters: Iterable[Letter], position: str) -> Letter:
+    """The letter of a place (`topic:partition:offset`). Raises `Fatal` when there is none."""
+    for entry in letters:
+        if entry.position == position:
+            return entry
+    raise Fatal(f"no dead letter from {position}; `haypile dlq list` shows the places")

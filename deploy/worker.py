@@ -26,6 +26,8 @@ from agents.rules.contamination import Contamination
 from agents.rules.dead_letter_limit import DeadLetterLimit
 from agents.score import Score
 from deploy.benchmarks import benchmark_prompts
+from deploy.clients import judge_pool as judge_pool_of
+from deploy.clients import teacher_pool
 from streams.app import Hops, create_app
 from streams.buffer.base import Buffer, BufferName, rules
 from streams.buffer.redis import RedisBuffer
@@ -36,7 +38,7 @@ from streams.producer import Producer
 from streams.redis_client import connect
 from streams.retry import OutageLog, patiently
 from streams.rewards import Rewarder
-from streams.settings import AnswerSettings, JudgeSettings, Settings
+from streams.settings import Settings
 from streams.topics import Topics, create_topics, topic_names
 from streams.vllm import VllmPool
 
@@ -109,7 +111,7 @@ class _Worker:
             main, held_out = (
                 RedisBuffer(client, settings.redis.namespace, name, rules(settings.buffer, name)) for name in BUFFERS
             )
-            judge_pool = await stack.enter_async_context(_pool(settings.judge))
+            judge_pool = await stack.enter_async_context(judge_pool_of(settings))
             judge = Judge(judge_pool, settings.judge, self.metrics)
 
             handlers: dict[str, tuple[str, Handler]] = {}
@@ -168,7 +170,7 @@ class _Worker:
         return Answer(
             settings.answer,
             buffer=main,
-            teacher=await stack.enter_async_context(_pool(settings.answer)),
+            teacher=await stack.enter_async_context(teacher_pool(settings)),
             rewarder=Rewarder(reward_pool, settings, judge.rubric),
             wanted=wanted,
             metrics=self.metrics,
@@ -331,8 +333,3 @@ class _Worker:
 
 def _now_ms() -> int:
     return int(time.time() * 1000)
-
-
-def _pool(section: JudgeSettings | AnswerSettings) -> VllmPool:
-    key = section.api_key.get_secret_value() if section.api_key else None
-    return VllmPool(section.urls, api_key=key, concurrency=section.concurrency, timeout_s=section.timeout_s)

@@ -1,10 +1,13 @@
 """`haypile buffer`: what was kept."""
 
-from typing import Annotated
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from deploy.commands.common import JsonOption, buffer_of, console, one_line, print_json, run
+
+if TYPE_CHECKING:
+    from streams.settings import Settings
 
 app = typer.Typer(help="The rolling buffer.", no_args_is_help=True)
 
@@ -84,3 +87,47 @@ def stats(held_out: EvalOption = False, as_json: JsonOption = False) -> None:
                 print(f"  {1 + number / 2:.1f}-{1.5 + number / 2:.1f} {count:6d} {'#' * max(1, count * 40 // widest)}")
         for category, count in sorted(found.categories.items(), key=lambda item: -item[1]):
             print(f"  {category:12s} {count:6d}")
+
+
+@app.command()
+def rebuild(
+    yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    as_json: JsonOption = False,
+) -> None:
+    """Forget both buffers and fill them again from what the log (`prompts.scored`) still holds."""
+    from streams.settings import load_settings
+
+    settings = load_settings()
+    if not yes:
+        typer.confirm(
+            "The buffers in Redis are emptied and filled again from the log. Answers are lost. Go on?", abort=True
+        )
+    counts = run(_rebuild(settings))
+    if as_json:
+        print_json({"replayed": sum(counts.values()), "partitions": counts})
+    else:
+        print(f"{sum(counts.values())} records of {len(counts)} partitions replayed")
+
+
+async def _rebuild(settings: "Settings") -> dict[int, int]:
+    """Records replayed of each partition. Workers may go on meanwhile: what they apply is applied once."""
+    import time
+
+    from agents.curate import Curator, Log, replay
+    from streams.buffer.base import JudgeMismatch
+    from streams.errors import Fatal
+    from streams.topics import topic_names
+
+    log = Log(settings.kafka, topic_names(settings.kafka))
+    async with buffer_of(settings, "main") as main, buffer_of(settings, "eval") as held_out:
+        curator = Curator(settings.buffer, main, held_out, lambda: int(time.time() * 1000))
+        committed = await log.committed()
+        await main.clear()
+        await held_out.clear()
+        try:
+            return {p: await replay(log, curator, p, 0, end) for p, end in sorted(committed.items())}
+        except JudgeMismatch as error:
+            raise Fatal(
+                f"the log holds ratings of two judges ({error.have}, {error.got}), which are never compared; "
+                "the rebuild stopped there"
+            ) from None

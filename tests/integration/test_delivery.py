@@ -7,102 +7,17 @@ reference makes of `prompts.scored`.
 import asyncio
 import base64
 import json
-import random
 import threading
 import time
-import uuid
-from collections.abc import Iterator
 from pathlib import Path
 
-import pytest
-
-from agents.curate import Curator, Scored, read_scored
-from streams.buffer.base import BufferRules
-from streams.buffer.memory import MemoryBuffer
 from streams.buffer.redis import RedisBuffer
 from streams.redis_client import connect
-from streams.settings import BufferSettings, RedisSettings
-from tests.support.stack import Process, Topics, Worker, fake_vllm, running_broker, wait_for
+from streams.settings import RedisSettings
+from tests.support.flow import CAPACITY, RULES, members, prompts, reference, wait_accounted
+from tests.support.stack import Process, Topics, Worker, wait_for
 
-CAPACITY = 200
-RULES = BufferRules(CAPACITY, 1.0, None)
 BAD = [b"", b"not json", b"\xff\xfe", b'{"prompt": "\\ud800"}', b'{"prompt": 7}', b"{}", b"[]", b'{"prompt": " "}']
-
-
-@pytest.fixture(scope="module")
-def bootstrap(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with running_broker(tmp_path_factory.mktemp("broker")) as address:
-        yield address
-
-
-@pytest.fixture(scope="module")
-def judge(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    with fake_vllm(tmp_path_factory.mktemp("vllm")) as url:
-        yield url
-
-
-@pytest.fixture
-def topics(bootstrap: str) -> Topics:
-    return Topics(bootstrap, f"t{uuid.uuid4().hex[:8]}.")
-
-
-@pytest.fixture
-def environ(topics: Topics, redis_url: str, namespace: str, judge: str) -> dict[str, str]:
-    return {
-        **topics.environ(),
-        "HAYPILE_REDIS__URL": redis_url,
-        "HAYPILE_REDIS__NAMESPACE": namespace,
-        "HAYPILE_JUDGE__URLS": json.dumps([judge]),
-        "HAYPILE_BUFFER__CAPACITY": str(CAPACITY),
-        "HAYPILE_BUFFER__CATEGORY_SHARE": "1",
-        "HAYPILE_BUFFER__NEAR_DUPLICATE": "null",
-        "HAYPILE_WORKER__WINDOW": "64",
-        "HAYPILE_WORKER__DRAIN_S": "5",
-    }
-
-
-def prompts(count: int, seed: int) -> dict[str, bytes]:
-    """Raw records by id."""
-    rng = random.Random(seed)
-    words = [f"w{rng.randrange(10**6)}" for _ in range(500)]
-    return {
-        f"p{seed}-{i}": json.dumps(
-            {"id": f"p{seed}-{i}", "prompt": f"{i} " + " ".join(rng.choices(words, k=9))}
-        ).encode()
-        for i in range(count)
-    }
-
-
-def members(redis_url: str, namespace: str) -> set[str]:
-    async def read() -> set[str]:
-        client = connect(RedisSettings(url=redis_url))
-        found = await RedisBuffer(client, namespace, "main", RULES).top(CAPACITY)
-        await client.aclose()
-        return {member.prompt.id for member in found}
-
-    return asyncio.run(read())
-
-
-def reference(topics: Topics) -> set[str]:
-    """Members of the in-memory buffer that was fed with `prompts.scored`."""
-
-    async def feed() -> set[str]:
-        main, held_out = MemoryBuffer(RULES, time.time), MemoryBuffer(RULES, time.time)
-        curator = Curator(BufferSettings(capacity=CAPACITY, near_duplicate=None), main, held_out, lambda: 0)
-        records: list[Scored] = [read_scored(*row) for row in topics.read(topics.names.scored)]
-        for record in records:
-            await curator.apply([record], [])
-        return {member.prompt.id for member in await main.top(CAPACITY)}
-
-    return asyncio.run(feed())
-
-
-def wait_accounted(topics: Topics, ids: set[str], dead: int, deadline_s: float = 90) -> None:
-    def complete() -> bool:
-        outcomes, letters = topics.accounted()
-        return ids <= outcomes.keys() and len(letters) >= dead
-
-    wait_for(f"an outcome for each of {len(ids)} records", complete, deadline_s, every_s=0.5)
 
 
 def test_two_workers_share_the_partitions_and_killing_one_loses_nothing(
