@@ -104,7 +104,8 @@ def create_app(settings: Settings) -> Hops:
         topic_disable_leader=True,
         table_standby_replicas=0,
         stream_wait_empty=False,
-        stream_buffer_maxsize=max(16, 2 * settings.worker.window),
+        # A full queue of one topic stops the fetching of all: a slow judge would hold up `curate` in the same worker.
+        stream_buffer_maxsize=max(512, 2 * settings.worker.window),
         stream_recovery_delay=0.0,
         broker_session_timeout=session_s,
         broker_heartbeat_interval=max(1.0, session_s / 10),
