@@ -22,7 +22,7 @@ def command(folder: Path, recipe: Recipe) -> list[str]:
     launcher = [sys.executable, "-m", "accelerate.commands.launch", f"--num_processes={recipe.num_processes}"]
     # The trainers of transformers do mixed precision themselves; port 0 lets two runs on one machine coexist.
     launcher += ["--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no", "--main_process_port=0"]
-    return [*launcher, "--cpu" if recipe.device == "cpu" else "--multi_gpu", *target]
+    return [*launcher, "--multi_gpu", *target]
 
 
 def environment(recipe: Recipe) -> dict[str, str]:

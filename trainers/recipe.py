@@ -152,6 +152,12 @@ class Recipe(_Section):
     dpo: DpoRecipe
     gate: GateRecipe = GateRecipe()
 
+    @model_validator(mode="after")
+    def _processes_have_gpus(self) -> Recipe:
+        if self.device == "cpu" and self.num_processes > 1:
+            raise ValueError("num_processes above 1 needs a GPU each, and device is cpu")
+        return self
+
 
 def names() -> list[str]:
     """Recipes of the project."""

@@ -40,6 +40,7 @@ def test_every_field_is_documented() -> None:
         ("gate: {confidence: 95}", "gate.confidence"),
         ("data: {replay_share: .nan}", "data.replay_share"),
         ("base_model: ''", "base_model"),
+        ("num_processes: 2", "needs a GPU each, and device is cpu"),
         ("{", "is not YAML"),
         ("[]", "must be a mapping"),
     ],
