@@ -291,8 +291,8 @@ class LocalSettings(Section):
     """0 takes a free port."""
     vllm_kv_cache_gib: int = Field(2, ge=1)
     """Memory for the KV cache of the local vLLM; 2 GiB hold tens of full contexts of SmolLM2-135M."""
-    ready_s: float = Field(300, gt=0)
-    """Longest start of one part. vLLM takes 40-100 s on two idle cores, more on busy ones."""
+    ready_s: float = Field(600, gt=0)
+    """Longest start of one part. vLLM takes 40-100 s on two idle cores, minutes on busy ones; one that fails ends."""
 
 
 class Settings(BaseSettings):

@@ -55,7 +55,7 @@ def own_settings_only(given: Settings) -> dict[str, Any]:
         "ingest": {"eval_share": 0.1},
         "buffer": {"capacity": 72, "eval_capacity": 24},
         # Each record asks the judge three times: a small window, so that outcomes come steadily.
-        "worker": {"window": 32},
+        "worker": {"window": 32, "drain_s": 3},
         # Short answers, and only for the members of the run: two cores write about 100 tokens a second.
         "answer": {"k": 3, "max_tokens": 48, "when": "run", "interval_s": 1, "batch": 16},
         # Full, and nearly as many admitted again: late in the sample set (of n prompts in random order a buffer of c
