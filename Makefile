@@ -57,7 +57,7 @@ $(VLLM_READY): requirements-vllm.lock
 	touch $@
 	echo "  .venv-vllm is ready after $$((SECONDS - started)) s"
 
-.PHONY: help setup demo up test check format lock clean
+.PHONY: help setup demo up test lint check chaos format lock clean
 
 help:
 	@echo "make setup   the two venvs (every other target does this by itself)"
@@ -80,12 +80,17 @@ up: $(READY) $(VLLM_READY)
 test: $(READY) $(VLLM_READY)
 	@exec $(BIN)/python -m pytest $(ARGS)
 
-check: $(READY) $(VLLM_READY)
+lint: $(READY)
 	@echo "ruff format"; $(BIN)/ruff format --check .
 	echo "ruff check"; $(BIN)/ruff check .
 	echo "mypy --strict"; $(BIN)/mypy
 	echo "import contracts"; $(BIN)/lint-imports
-	echo "tests"; $(BIN)/python -m pytest $(ARGS)
+
+check: lint test
+
+# CHAOS="--seed 2 --records 5000 --faults 24" for another run.
+chaos: $(READY)
+	@exec $(BIN)/python -m tests.chaos.run $(CHAOS)
 
 format: $(READY)
 	@$(BIN)/ruff format .
