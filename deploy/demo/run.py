@@ -16,13 +16,10 @@ from deploy.local.stack import Part, Stack
 from streams.errors import Fatal, Transient
 from streams.settings import Settings, load_settings
 from streams.topics import topic_names
+from trainers.rundir import RunFolder
 
-SETTLE_S = 600.0
-"""Longest time for every record to get its outcome: 40 s on two idle cores, several times that on busy ones."""
-ANSWER_S = 900.0
-"""Longest time for the members' answers and the trigger's decision: about 2 minutes on two idle cores."""
-TRAIN_S = 1_200.0
-"""Longest time for the run: about 3 minutes on two idle cores."""
+STALL_S = 600.0
+"""A stage in which nothing moves for this long will not happen. No deadline for the whole: busy machines are slow."""
 REPORT_EVERY_S = 10.0
 POLL_S = 0.5
 
@@ -68,10 +65,10 @@ def _run(flags: dict[str, object], clock: Clock) -> int:
             watch = Watch(stack, follower, seen, clock)
             sample = load_sample()
             _feed(settings, sample, clock)
-            watch.until("curate", lambda: seen.settled >= len(sample.values), SETTLE_S, lambda: _settling(seen, sample))
+            watch.until("curate", lambda: seen.settled >= len(sample.values), lambda: _settling(seen, sample))
             clock.say(_settling(seen, sample))
-            watch.until("answer and trigger", lambda: seen.request is not None, ANSWER_S, lambda: _answering(settings))
-            watch.until("train", lambda: seen.final is not None, TRAIN_S, lambda: "training goes on")
+            watch.until("answer and trigger", lambda: seen.request is not None, lambda: _answering(settings))
+            watch.until("train", lambda: seen.final is not None, lambda: _training(settings, seen))
         finally:
             follower.close()
         final = seen.final
@@ -107,9 +104,10 @@ class Watch:
     seen: Seen
     clock: Clock
 
-    def until(self, stage: str, happened: Callable[[], bool], deadline_s: float, progress: Callable[[], str]) -> None:
-        """Returns when it happened; raises `Fatal` that names the stage when a part ends or the time is up."""
-        started = reported = time.monotonic()
+    def until(self, stage: str, happened: Callable[[], bool], progress: Callable[[], str]) -> None:
+        """Returns when it happened; raises `Fatal` that names the stage when a part ends or nothing moves any more."""
+        moved = reported = time.monotonic()
+        latest = ""
         while not happened():
             known = len(self.seen.events), self.seen.request
             for message in self.follower.poll(POLL_S):
@@ -117,11 +115,15 @@ class Watch:
             self._tell_news(*known)
             self.stack.check()
             now = time.monotonic()
-            if now - started > deadline_s:
-                raise Fatal(f"demo: the stage `{stage}` did not happen within {deadline_s:g} s: {progress()}")
-            if now - reported > REPORT_EVERY_S:
-                reported = now
-                self.clock.say(f"  {progress()}")
+            if now - reported < REPORT_EVERY_S:
+                continue
+            reported = now
+            text = progress()
+            if text != latest:
+                moved, latest = now, text
+                self.clock.say(f"  {text}")
+            elif now - moved > STALL_S:
+                raise Fatal(f"demo: the stage `{stage}` did not happen; nothing has moved for {STALL_S:g} s: {text}")
 
     def _tell_news(self, events_before: int, request_before: object) -> None:
         if self.seen.request is not None and request_before is None:
@@ -145,3 +147,14 @@ def _answering(settings: Settings) -> str:
         return run(read())
     except Transient as error:
         return str(error)
+
+
+def _training(settings: Settings, seen: Seen) -> str:
+    if seen.request is None:
+        return "no run was requested"
+    phase = seen.events[-1].phase if seen.events else "waiting for the trainer"
+    points = RunFolder.of(settings.training.work_dir, seen.request.run_id).points()
+    losses = [point for point in points if "loss" in point]
+    if not losses or phase not in ("sft", "dpo"):
+        return f"{phase} goes on"
+    return f"{phase} goes on; {losses[-1]['phase']} step {losses[-1]['step']}: loss {losses[-1]['loss']:.3f}"
