@@ -228,7 +228,7 @@ class Plan:
     lr: float = 1e-3
     warmup: int = 20
     """Passes until the full learning rate; each pass is a step."""
-    cpu_minutes: float = 40.0
+    cpu_minutes: float = 30.0
     """Training ends when this much CPU time is used (the machine may be shared); the learning rate falls with whichever
     of time and data is further."""
 
@@ -353,9 +353,7 @@ def _save(model: Any, out: Path) -> None:
     import torch
 
     model.to(torch.bfloat16)
-    for config in model.peft_config.values():
-        config.base_model_name_or_path = NAME
-    model.save_pretrained(out)
+    model.save_pretrained(out, save_embedding_layers=False)  # else it asks the model hub whether there are new ones
     file = out / "adapter_config.json"
     config = json.loads(file.read_text(encoding="utf-8"))
     config["base_model_name_or_path"] = NAME
