@@ -2,8 +2,10 @@
 
 import asyncio
 import hashlib
+import json
 import math
 import os
+import re
 import signal
 import time
 from collections.abc import Callable, Iterator
@@ -279,3 +281,22 @@ def test_the_real_model_learns_in_a_few_steps(tmp_path: Path, snapshots: list[st
     metrics = folder.progress().metrics
     assert metrics["sft_loss_after"] < metrics["sft_loss_before"] - 0.3
     assert metrics["dpo_loss_after"] < metrics["dpo_loss_before"]
+
+
+def test_two_processes_share_the_batches(tmp_path: Path, tiny: Path, snapshots: list[str]) -> None:
+    """As `accelerate launch` starts them on GPUs; here over gloo, because accelerate starts one on a CPU."""
+    recipe = quick_recipe(sft={"max_steps": 2}, dpo={"max_steps": 2})
+    folder = run_folder(tmp_path / "run", snapshots[0], tiny, recipe)
+    log = tmp_path / "train.log"
+    arguments = ["-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2", "-m", "trainers.run"]
+    process = Process([*arguments, str(folder.path)], log)
+    try:
+        assert process.popen.wait(300) == 0, process.text()[-3000:]
+    finally:
+        process.kill()
+    assert folder.progress().completed == ["sft", "dpo"]
+    points = [(p["phase"], p["step"]) for p in (json.loads(line) for line in folder.curve.read_text().splitlines())]
+    assert len(points) == len({*points}) + 2, "one process writes; only a last step has two losses"
+    # The first step saw 123 tokens where one process trains on batches of two.
+    [first, *_] = re.findall(r"'num_tokens': '(\d+)'", process.text().split("'loss'", 1)[1])
+    assert int(first) > 200
