@@ -273,24 +273,30 @@ def requests_of(row: Example, rng: random.Random) -> tuple[list[str], list[tuple
     return [prompts[q] for q in asked], [(q, row.targets[q]) for q in asked]
 
 
-def train(base: Path, out: Path, plan: Plan, data: Path | None, apart: Sequence[str] = ()) -> dict[str, float]:
+def train(
+    base: Path, out: Path, plan: Plan, data: Path | None, apart: Sequence[str] = (), start: Path | None = None
+) -> dict[str, float]:
     """Trains and writes the adapter's folder (bf16); returns what the run did. Held-out figures are
-    ``judge_report``'s work, on the written folder."""
+    ``judge_report``'s work, on the written folder. It goes on from the adapter ``start`` if one is given, which must
+    have learned in the same layers."""
     import torch
-    from peft import LoraConfig, get_peft_model
+    from peft import LoraConfig, PeftModel, get_peft_model
     from transformers import AutoModelForCausalLM, AutoTokenizer
 
     torch.manual_seed(plan.seed)
     tokenizer: Any = AutoTokenizer.from_pretrained(base)
     model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
-    layers = list(range(plan.frozen, model.config.num_hidden_layers))
-    model = get_peft_model(
-        model,
-        LoraConfig(
-            r=plan.rank, lora_alpha=2 * plan.rank, target_modules=list(LINEAR), layers_to_transform=layers,
-            layers_pattern="layers",
-        ),
-    )  # fmt: skip
+    if start is not None:
+        model = PeftModel.from_pretrained(model, str(start), is_trainable=True, torch_device="cpu").float()
+    else:
+        layers = list(range(plan.frozen, model.config.num_hidden_layers))
+        model = get_peft_model(
+            model,
+            LoraConfig(
+                r=plan.rank, lora_alpha=2 * plan.rank, target_modules=list(LINEAR), layers_to_transform=layers,
+                layers_pattern="layers",
+            ),
+        )  # fmt: skip
     causal_lm = model.get_base_model()
     rng = random.Random(plan.seed)
     asked = [requests_of(row, rng) for row in curriculum(plan, data, apart)]
@@ -369,11 +375,13 @@ def main() -> None:
     parser.add_argument("--cpu-minutes", type=float, default=Plan.cpu_minutes)
     parser.add_argument("--keep-apart", type=Path, action="append", default=[], metavar="JSONL",
                         help="prompts that are a check: near copies of them are not trained on")  # fmt: skip
+    parser.add_argument("--start", type=Path, help="an earlier run's adapter to go on from")
+    parser.add_argument("--plan", type=json.loads, default={}, help='fields of Plan as JSON, e.g. {"math": 500}')
     parser.add_argument("--seed", type=int, default=Plan.seed)
     given = parser.parse_args()
     apart = [json.loads(line).get("prompt") for file in given.keep_apart for line in file.open(encoding="utf-8")]
-    plan = Plan(seed=given.seed, cpu_minutes=given.cpu_minutes)
-    found = train(given.base, given.out, plan, given.data, [text for text in apart if text])
+    plan = Plan(seed=given.seed, cpu_minutes=given.cpu_minutes, **given.plan)
+    found = train(given.base, given.out, plan, given.data, [text for text in apart if text], given.start)
     print(json.dumps(found))
 
 
