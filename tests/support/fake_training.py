@@ -45,8 +45,11 @@ def train(folder: RunFolder) -> int:
         folder.write("progress.json", progress)
         with folder.curve.open("a") as curve:
             curve.write(json.dumps({"phase": phase, "step": 1, "loss": 1.5, "ts": 1}) + "\n")
-        while behaviour == "slow":
+        parent = os.getppid()
+        while behaviour == "slow" and os.getppid() == parent:
             time.sleep(0.1)
+        if behaviour == "slow":
+            return 1  # nobody waits for it any more
         adapter = folder.adapter(phase)
         adapter.mkdir(parents=True, exist_ok=True)
         (adapter / "adapter_config.json").write_text(json.dumps({"r": 8}))
