@@ -21,9 +21,9 @@ ROOT = Path(__file__).parents[2]
 ADAPTER = ROOT / "trainers" / "judges" / "demo"
 DATA = ROOT.parent / "shared" / "data"
 DEMO = ROOT / "deploy" / "demo" / "prompts.jsonl"
-ROWS = 50
+ROWS = 30
 """Of each set, drawn by a fixed seed: about five minutes of CPU time in all."""
-CHARS = 700
+CHARS = 500
 
 pytestmark = pytest.mark.slow
 
