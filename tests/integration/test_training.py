@@ -274,7 +274,9 @@ def _is_zombie(pid: int) -> bool:
 
 def test_the_real_model_learns_in_a_few_steps(tmp_path: Path, snapshots: list[str]) -> None:
     recipe = quick_recipe(
-        sft={"max_steps": 4, "learning_rate": 1e-3}, dpo={"max_steps": 3, "learning_rate": 2e-4, "beta": 0.1}
+        sft={"max_steps": 3, "learning_rate": 2e-3, "save_steps": 3},
+        dpo={"max_steps": 2, "learning_rate": 5e-4, "save_steps": 2},
+        data={"validation_rows": 2},
     )
     folder = run_folder(tmp_path / "run", snapshots[0], base_model(), recipe)
     assert run.attempt(folder) == 0
