@@ -26,12 +26,11 @@ def command(folder: Path, recipe: Recipe) -> list[str]:
 
 
 def environment(recipe: Recipe) -> dict[str, str]:
-    """Ours, with what training needs. On a CPU, threads that wait sleep: vLLM and the workers share the cores."""
+    """Ours, with what training needs."""
     env = dict(os.environ)
     env["PYTHONPATH"] = os.pathsep.join([str(Path(__file__).parents[1]), *filter(None, [env.get("PYTHONPATH")])])
     env["TOKENIZERS_PARALLELISM"] = "false"
     if recipe.device == "cpu":
-        env.setdefault("OMP_WAIT_POLICY", "PASSIVE")
         env["CUDA_VISIBLE_DEVICES"] = ""
     elif recipe.num_processes == 1:
         # One process that sees several GPUs would be wrapped in DataParallel, which TRL refuses.
