@@ -7,7 +7,8 @@ Reads labelled files and computes figures; the rating itself is passed in as a f
 * Two classes (``hard``): AUC, the probability that a hard prompt is rated above an easy one, ties counting half
   (Mann-Whitney U / (n₁·n₂)).
 
-Intervals are 95 % percentile bootstrap over rows.
+Intervals are 95 % percentile bootstrap over rows. What the judge has over the length is an interval of its own, on the
+same draws: two intervals that overlap may still differ surely.
 """
 
 from __future__ import annotations
@@ -21,7 +22,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from scipy.stats import mannwhitneyu, rankdata
+from scipy.stats import rankdata
 
 from streams.rubric import conversation_text
 
@@ -34,7 +35,14 @@ EASY = frozenset({"easy", "ordinary", "everyday", "false", "0", "no"})
 RESAMPLES = 1000
 """Enough for two digits of an interval's ends; 10,000 rows take about two seconds."""
 
+CHUNK = 100
+"""Draws ranked at once: 100 of 10,000 rows are 8 MB."""
+
 Floats = NDArray[np.float64]
+Indices = NDArray[np.intp]
+Picks = tuple[Indices, ...]
+Sample = Callable[[int | None], Picks]
+"""The indices of all rows (None), or of so many draws."""
 
 
 class BadLabels(ValueError):
@@ -80,29 +88,37 @@ class Figures:
     """Ratings against labels; None for two classes."""
     spearman_length: Figure | None
     """The baseline: the prompt's length in characters against labels."""
+    spearman_gain: Figure | None
+    """What the ratings have over the lengths: the difference on the same draws."""
     auc: Figure
     """Hard against easy (for numbers: top third of the labels against bottom third)."""
     auc_length: Figure
     """The same by length."""
+    auc_gain: Figure
+    """Their difference on the same draws."""
     hard: int
     """Rows on the hard side of the AUC."""
     easy: int
     """Rows on the easy side."""
 
 
-def spearman(values: Floats, labels: Floats) -> float:
-    """Spearman's rho with mid-ranks for ties; NaN if either side is constant. Both of shape (n,)."""
-    a, b = rankdata(values), rankdata(labels)
-    a, b = a - a.mean(), b - b.mean()
-    scale = math.sqrt(float(a @ a) * float(b @ b))
-    return float(a @ b) / scale if scale > 0 else math.nan
+def spearman(values: Floats, labels: Floats) -> Floats:
+    """Spearman's rho with mid-ranks for ties over the last axis of two (..., n); NaN where a side is constant."""
+    if not values.shape[-1]:
+        return np.full(values.shape[:-1], np.nan)
+    a, b = (rankdata(side, axis=-1) for side in (values, labels))
+    a, b = (ranks - ranks.mean(axis=-1, keepdims=True) for ranks in (a, b))
+    scale = np.sqrt((a * a).sum(-1) * (b * b).sum(-1))
+    return np.asarray(np.divide((a * b).sum(-1), scale, out=np.full(np.shape(scale), np.nan), where=scale > 0))
 
 
-def auc(hard: Floats, easy: Floats) -> float:
-    """P(hard > easy) + P(hard = easy) / 2; NaN if a side is empty. Shapes (n,), (m,)."""
-    if not len(hard) or not len(easy):
-        return math.nan
-    return float(mannwhitneyu(hard, easy).statistic) / (len(hard) * len(easy))
+def auc(hard: Floats, easy: Floats) -> Floats:
+    """P(hard > easy) + P(hard = easy) / 2 over the last axis of (..., n) and (..., m); NaN if a side is empty."""
+    n, m = hard.shape[-1], easy.shape[-1]
+    if not n or not m:
+        return np.full(hard.shape[:-1], np.nan)
+    ranks = rankdata(np.concatenate([hard, easy], axis=-1), axis=-1)
+    return np.asarray((ranks[..., :n].sum(-1) - n * (n + 1) / 2) / (n * m))
 
 
 def thirds(labels: Floats) -> tuple[NDArray[np.bool_], NDArray[np.bool_]]:
@@ -127,46 +143,58 @@ def figures(rows: Sequence[Row], seed: int = 0, resamples: int = RESAMPLES) -> F
     labels = np.array([float(row.label) for row in good])
     ratings = np.array([row.rating for row in good])
     lengths = np.array([float(len(row.prompt)) for row in good])
-    rng = np.random.default_rng(seed)
     if not good:
         top = bottom = np.zeros(0, dtype=np.bool_)
     elif classes:
         top, bottom = labels > 0.5, labels < 0.5
     else:
         top, bottom = thirds(labels)
+    hard, easy = np.flatnonzero(top), np.flatnonzero(bottom)
+    rng = np.random.default_rng(seed)
 
-    def of_pairs(values: Floats) -> Figure:
-        draws = []
-        for _ in range(resamples if len(good) > 1 else 0):
-            pick = rng.integers(0, len(good), len(good))
-            draws.append(spearman(values[pick], labels[pick]))
-        return _figure(spearman(values, labels) if len(good) > 1 else math.nan, draws)
+    def side_by_side(sample: Sample, measure: Callable[[Floats, Picks], Floats]) -> tuple[Figure, Figure, Figure]:
+        """Of the ratings, of the lengths, and what the ratings gain, all on the same draws."""
+        sizes = [min(CHUNK, resamples - done) for done in range(0, resamples, CHUNK)]
+        picks = [sample(None), *(sample(size) for size in sizes)]
+        of_ratings, of_lengths = (
+            np.concatenate([np.atleast_1d(measure(values, pick)) for pick in picks]) for values in (ratings, lengths)
+        )
+        return _figure(of_ratings), _figure(of_lengths), _figure(of_ratings - of_lengths)
 
-    def of_sides(values: Floats) -> Figure:
-        hard, easy = values[top], values[bottom]
-        draws = []
-        for _ in range(resamples if len(hard) and len(easy) else 0):
-            draws.append(auc(rng.choice(hard, len(hard)), rng.choice(easy, len(easy))))
-        return _figure(auc(hard, easy), draws)
-
+    rho, rho_length, rho_gain = side_by_side(
+        lambda size: (_drawn(rng, np.arange(len(good)), size),),
+        lambda values, pick: spearman(values[pick[0]], labels[pick[0]]),
+    )
+    area, area_length, area_gain = side_by_side(
+        lambda size: (_drawn(rng, hard, size), _drawn(rng, easy, size)),
+        lambda values, pick: auc(values[pick[0]], values[pick[1]]),
+    )
     return Figures(
         rows=len(good),
         unreadable=len(rows) - len(good),
-        spearman=None if classes else of_pairs(ratings),
-        spearman_length=None if classes else of_pairs(lengths),
-        auc=of_sides(ratings),
-        auc_length=of_sides(lengths),
-        hard=int(top.sum()),
-        easy=int(bottom.sum()),
+        spearman=None if classes else rho,
+        spearman_length=None if classes else rho_length,
+        spearman_gain=None if classes else rho_gain,
+        auc=area,
+        auc_length=area_length,
+        auc_gain=area_gain,
+        hard=len(hard),
+        easy=len(easy),
     )
 
 
-def _figure(value: float, draws: Sequence[float]) -> Figure:
-    known = [draw for draw in draws if not math.isnan(draw)]
-    if math.isnan(value) or not known:
-        return Figure(value, math.nan, math.nan)
+def _drawn(rng: np.random.Generator, rows: Indices, size: int | None) -> Indices:
+    """``rows`` (n,) themselves, or (size, n) of them drawn with replacement."""
+    return rows if size is None else rows[rng.integers(0, max(1, len(rows)), (size, len(rows)))]
+
+
+def _figure(values: Floats) -> Figure:
+    """From the value on all rows, followed by those on the draws."""
+    known = values[1:][~np.isnan(values[1:])]
+    if math.isnan(values[0]) or not len(known):
+        return Figure(float(values[0]), math.nan, math.nan)
     low, high = np.percentile(known, [2.5, 97.5])
-    return Figure(value, float(low), float(high))
+    return Figure(float(values[0]), float(low), float(high))
 
 
 def check(labelled: Sequence[Labelled], rate: Callable[[Sequence[str]], Sequence[float]], seed: int = 0) -> Figures:

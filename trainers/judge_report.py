@@ -42,11 +42,21 @@ def _draw(rows: Sequence[Example], limit: int) -> list[Example]:
 
 
 def report(
-    judge: Judge, data: Path | None, untouched: Path | None = None, limit: int = 10_000, max_chars: int = 4000
+    judge: Judge,
+    data: Path | None,
+    untouched: Path | None = None,
+    limit: int = 10_000,
+    math_limit: int | None = None,
+    max_chars: int = 4000,
 ) -> Report:
-    """Measures ``judge`` on at most ``limit`` rows a set. ``untouched``: a file for ``load_graded``."""
+    """Measures ``judge`` on at most ``limit`` rows a set (of MATH ``math_limit``, if given: its levels lie close
+    together, so it takes more rows to see a difference). ``untouched``: a file for ``load_graded``."""
     rows = held_out(all_prompts(data))
-    of = {source: _draw([r for r in rows if r.source == source], limit) for source in {r.source for r in rows}}
+    limits = {"math": limit if math_limit is None else math_limit}
+    of = {
+        source: _draw([r for r in rows if r.source == source], limits.get(source, limit))
+        for source in sorted({r.source for r in rows})
+    }
     sets: dict[str, Figures] = {}
     categories: dict[str, float] = {}
     masses: list[float] = []
@@ -112,9 +122,13 @@ def table(found: Report) -> str:
     def shown(figure: Figure | None) -> str:
         return "" if figure is None else f"{figure.value:.2f} [{figure.low:.2f}, {figure.high:.2f}]"
 
-    lines = ["| set | rows | Spearman | by length | AUC | by length |", "|---|---|---|---|---|---|"]
+    lines = [
+        "| set | rows | Spearman | by length | gain | AUC | by length | gain |",
+        "|---|---|---|---|---|---|---|---|",
+    ]
     for name, f in found.sets.items():
-        cells = (shown(f.spearman), shown(f.spearman_length), shown(f.auc), shown(f.auc_length))
+        figures_of_set = (f.spearman, f.spearman_length, f.spearman_gain, f.auc, f.auc_length, f.auc_gain)
+        cells = [shown(figure) for figure in figures_of_set]
         lines.append(f"| {name} | {f.rows} | {' | '.join(cells)} |")
     lines += [f"\nRight category, {name}: {share:.2f}" for name, share in found.categories.items()]
     return "\n".join([*lines, f"\nLeast label mass: {found.label_mass:.3f}"])
@@ -127,9 +141,10 @@ def main() -> None:
     parser.add_argument("--data", type=Path)
     parser.add_argument("--untouched", type=Path)
     parser.add_argument("--limit", type=int, default=10_000, help="rows a set")
+    parser.add_argument("--math-limit", type=int, help="rows of MATH, if not as many as of the others")
     given = parser.parse_args()
     judge = Judge.load(given.base, given.adapter)
-    print(table(report(judge, given.data, given.untouched, given.limit)))
+    print(table(report(judge, given.data, given.untouched, given.limit, given.math_limit)))
 
 
 if __name__ == "__main__":

@@ -65,7 +65,10 @@ def check(
         return "-" if figure is None else f"{figure.value:+.3f} [{figure.low:+.3f}, {figure.high:+.3f}]"
 
     print(f"{found.rows} prompts, {found.unreadable} of them unreadable to the judge; 95 % intervals")
-    print(f"{'':10s} {'judge':28s} length of the prompt")
-    print(f"{'Spearman':10s} {shown(found.spearman):28s} {shown(found.spearman_length)}")
-    print(f"{'AUC':10s} {shown(found.auc):28s} {shown(found.auc_length)}")
+    print(f"{'':10s} {'judge':28s} {'length of the prompt':28s} judge's gain on length")
+    for name, *three in (
+        ("Spearman", found.spearman, found.spearman_length, found.spearman_gain),
+        ("AUC", found.auc, found.auc_length, found.auc_gain),
+    ):
+        print(f"{name:10s} {'  '.join(f'{shown(figure):26s}' for figure in three)}".rstrip())
     print(f"AUC is of {found.hard} hard against {found.easy} easy prompts")

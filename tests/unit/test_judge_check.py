@@ -28,6 +28,22 @@ def test_spearman_agrees_with_scipy_with_ties() -> None:
     assert math.isnan(spearman(np.ones(4), np.arange(4.0)))
 
 
+def test_the_gain_is_paired() -> None:
+    """A rating that follows the length to the letter gains nothing, surely; one that knows better does, surely."""
+    rng = random.Random(5)
+    rows = [("x" * rng.randint(1, 200), rng.uniform(1, 9)) for _ in range(120)]
+    same = figures([Row(text, label, float(len(text))) for text, label in rows])
+    assert same.spearman_gain is not None
+    assert (same.spearman_gain.low, same.spearman_gain.value, same.spearman_gain.high) == (0, 0, 0)
+    assert (same.auc_gain.low, same.auc_gain.high) == (0, 0)
+    better = figures([Row(text, label, label + rng.gauss(0, 1)) for text, label in rows])
+    assert better.spearman_gain is not None
+    assert better.spearman_length is not None
+    assert better.spearman is not None
+    assert better.spearman_gain.value == pytest.approx(better.spearman.value - better.spearman_length.value)
+    assert 0.3 < better.spearman_gain.low < better.spearman_gain.value < better.spearman_gain.high
+
+
 def test_auc_counts_ties_half() -> None:
     assert auc(np.array([2.0, 3.0]), np.array([1.0, 2.0])) == pytest.approx(3.5 / 4)
     assert auc(np.array([1.0]), np.array([1.0])) == 0.5
