@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from trainers.base_model import NAME, PACKAGE, prepare_smollm2
+from tests.support.real_vllm import base_model
+from trainers.base_model import NAME, PACKAGE
 from trainers.judge import Judge
 from trainers.judge_data import all_prompts, held_out, split
 from trainers.judge_report import Report, report
@@ -29,11 +30,11 @@ pytestmark = pytest.mark.slow
 
 
 @pytest.fixture(scope="module")
-def judge(tmp_path_factory: pytest.TempPathFactory) -> Judge:
+def judge() -> Judge:
     for package in ("torch", "transformers", "peft", "gguf", PACKAGE):
         if importlib.util.find_spec(package) is None:
             pytest.skip(f"{package} is not installed")
-    return Judge.load(prepare_smollm2(tmp_path_factory.mktemp("base") / "smollm2"), ADAPTER)
+    return Judge.load(base_model(), ADAPTER)
 
 
 @pytest.fixture(scope="module")

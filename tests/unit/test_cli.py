@@ -105,7 +105,7 @@ def test_bad_usage_ends_with_2(tmp_path: Path, arguments: tuple[str, ...]) -> No
 def test_what_is_not_there_is_named_within_seconds(tmp_path: Path, arguments: tuple[str, ...], where: str) -> None:
     started = time.monotonic()
     run = haypile(*arguments, cwd=tmp_path, environ=DEAD, stdin=b"hello\n")
-    assert time.monotonic() - started < 20
+    assert time.monotonic() - started < 60
     assert run.returncode == 1
     lines = run.stderr.decode().splitlines()
     assert len(lines) == 1
