@@ -27,10 +27,11 @@ def run(task: Coroutine[Any, Any, T]) -> T:
 
 
 def print_json(value: object) -> None:
-    """Prints msgspec structs, paths and plain values as indented JSON."""
+    """Prints msgspec structs, paths and plain values as indented JSON. What is no number in JSON (infinity: no run yet;
+    NaN: not defined) is null."""
     import msgspec
 
-    builtins = msgspec.to_builtins(value, enc_hook=str)
+    builtins = msgspec.json.decode(msgspec.json.encode(value, enc_hook=str))
     print(json.dumps(builtins, indent=2, ensure_ascii=not (sys.stdout.encoding or "").lower().startswith("utf")))
 
 

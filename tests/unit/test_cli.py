@@ -1,6 +1,7 @@
 """The command: fast help, exit codes, one line for what is wrong."""
 
 import json
+import math
 import os
 import resource
 import subprocess
@@ -9,6 +10,8 @@ import time
 from pathlib import Path
 
 import pytest
+
+from deploy.commands.common import print_json
 
 ROOT = Path(__file__).parents[2]
 DEAD = {
@@ -161,3 +164,12 @@ def test_models_of_an_empty_registry(tmp_path: Path) -> None:
     back = haypile("models", "rollback", cwd=tmp_path)
     assert back.returncode == 1
     assert b"nothing to roll back to" in back.stderr
+
+
+def test_json_has_no_infinity_and_no_nan(capsys: pytest.CaptureFixture[str]) -> None:
+    print_json({"age_s": math.inf, "auc": math.nan, "path": Path("a/b")})
+    assert json.loads(capsys.readouterr().out, parse_constant=pytest.fail) == {
+        "age_s": None,
+        "auc": None,
+        "path": "a/b",
+    }
