@@ -22,8 +22,9 @@ ROOT = Path(__file__).parents[2]
 ADAPTER = ROOT / "trainers" / "judges" / "demo"
 DATA = ROOT.parent / "shared" / "data"
 DEMO = ROOT / "deploy" / "demo" / "prompts.jsonl"
-ROWS = 30
-"""Of each set, drawn by a fixed seed: about five minutes of CPU time in all."""
+ROWS = 16
+"""Of each set, drawn by a fixed seed: two to three minutes of CPU time in all."""
+MATH_ROWS = 60
 CHARS = 500
 
 pytestmark = pytest.mark.slow
@@ -39,7 +40,7 @@ def judge() -> Judge:
 
 @pytest.fixture(scope="module")
 def found(judge: Judge) -> Report:
-    return report(judge, DATA if DATA.is_dir() else None, DEMO, limit=ROWS, max_chars=CHARS)
+    return report(judge, DATA if DATA.is_dir() else None, DEMO, limit=ROWS, math_limit=MATH_ROWS, max_chars=CHARS)
 
 
 def test_the_adapter_names_its_base_and_no_folder() -> None:
@@ -70,24 +71,23 @@ def test_it_tells_hard_from_everyday(found: Report) -> None:
     assert figures.auc.value > max(0.8, figures.auc_length.value)
 
 
-def test_it_ranks_levels_within_one_subject_at_all(found: Report) -> None:
-    """No more than that: within MATH it is not shown to beat the prompt's length (the card has the figures)."""
+def test_it_ranks_levels_within_one_subject_better_than_the_length(found: Report) -> None:
     if "math" not in found.sets:
         pytest.skip(f"the labelled sets are not at {DATA}")
     figures = found.sets["math"]
     assert figures.spearman is not None
-    assert figures.spearman.value > 0.15
+    assert figures.spearman_length is not None
+    assert figures.spearman.value > figures.spearman_length.value
 
 
 def test_it_knows_garbage(found: Report) -> None:
     assert found.sets["quality"].auc.value > 0.9
 
 
-def test_it_knows_made_bad_answers_better_than_chance(found: Report) -> None:
-    """Its weakest answer, and the card says so."""
+def test_it_knows_made_bad_answers(found: Report) -> None:
     if "answers" not in found.sets:
         pytest.skip(f"the labelled sets are not at {DATA}")
-    assert found.sets["answers"].auc.value > 0.5
+    assert found.sets["answers"].auc.value > 0.6
 
 
 def test_it_names_categories(found: Report) -> None:
