@@ -93,4 +93,9 @@ def sketch(text: str, threshold: float) -> Sketch:
 def alike(a: Sketch, b: Sketch, threshold: float) -> bool:
     """Do both share a band and at least `needed` slots? Symmetric; the same test as in the Lua of the Redis buffer."""
     shared = any(a.bands[i : i + 4] == b.bands[i : i + 4] for i in range(0, len(a.bands), 4))
-    return shared and sum(x == y for x, y in zip(a.slots, b.slots, strict=True)) >= needed(threshold)
+    return shared and equal_slots(a, b) >= needed(threshold)
+
+
+def equal_slots(a: Sketch, b: Sketch) -> int:
+    """Slots (of `SLOTS`) in which two sketches agree: their share estimates the Jaccard similarity."""
+    return sum(x == y for x, y in zip(a.slots, b.slots, strict=True))
