@@ -6,14 +6,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agents.rules.contamination import Contamination
+from agents.rules.contamination import Contamination, Match
 from agents.rules.normalise import normalise, prompt_id
 from agents.rules.policy import PolicyState, decide, psi
 from agents.rules.rank import ORIGIN_S, rank_key
-from agents.rules.redact import redact
+from agents.rules.redact import Redactor
 from agents.rules.split import split
 from streams.records import Message
 from streams.settings import TriggerSettings
+
+redact = Redactor().text
 
 
 def user(text: str) -> list[Message]:
@@ -73,12 +75,12 @@ def test_redaction_is_stable(text: str) -> None:
 
 def test_contamination_finds_shared_ngrams_and_names_the_benchmark() -> None:
     question = "A train leaves the station at noon and travels west at sixty miles an hour for three hours"
-    rule = Contamination([("gsm", question), ("short", "What is two plus two?")], n=8)
-    assert rule.find(user(f"Hi! {question.upper()}. Thanks")) == "gsm"
-    assert rule.find(user("what is TWO plus two")) == "short"
+    rule = Contamination([("gsm", question), ("short", "What is two plus two?")], n=8, overlap=0.5)
+    assert rule.find(user(f"Hi! {question.upper()}. Thanks")) == Match("gsm", 1.0)
+    assert rule.find(user("what is TWO plus two")) == Match("short", 1.0)
     assert rule.find(user("A train leaves the station at noon, does it?")) is None
     assert rule.find([Message("assistant", question), Message("user", "go on")]) is None
-    assert Contamination([], n=8).find(user(question)) is None
+    assert Contamination([], n=8, overlap=0.5).find(user(question)) is None
 
 
 def test_rank_without_decay_is_the_order_of_difficulty() -> None:
