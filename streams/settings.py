@@ -110,8 +110,9 @@ class IngestSettings(Section):
     numbers that are none."""
     decontaminate: list[Path] = []
     """Files of benchmark prompts (JSONL, JSON, Parquet), or folders of them; what repeats one is `contaminated`."""
-    decontaminate_ngram: int = Field(8, ge=2)
-    """Words of an n-gram. GPT-3's 13 (arXiv 2005.14165, appendix C) misses copies with typos (docs/curation.md)."""
+    decontaminate_ngram: int = Field(5, ge=2)
+    """Words of an n-gram. Short ones, because the share decides: GPT-3's 13 (arXiv 2005.14165, appendix C) misses half
+    of the copies with typos (docs/curation.md)."""
     decontaminate_overlap: float = Field(0.5, gt=0, le=1)
     """Share of a benchmark prompt's n-grams from which a prompt repeats it."""
 
@@ -152,8 +153,10 @@ class BufferSettings(Section):
     """After this time a prompt counts like one of half the difficulty; null: rank by difficulty alone."""
     category_share: float = Field(0.4, gt=0, le=1)
     """A category holds at most this share of the capacity; 1 is no cap."""
-    near_duplicate: float | None = Field(0.8, gt=0, lt=1)
-    """Jaccard similarity of word shingles from which two prompts are alike; null: keep both."""
+    near_duplicate: float | None = Field(0.7, gt=0, lt=1)
+    """Jaccard similarity of word shingles from which two prompts are alike; null: keep both. docs/curation.md has
+    precision and recall of other values; a lower one also takes prompts for alike that share a long template. Stored
+    sketches are made for one value: `haypile buffer rebuild` after a change."""
     min_quality: float = Field(3.0, ge=1, le=9)
     """Under this the prompt is refused whatever its difficulty."""
 

@@ -5,6 +5,7 @@ stays unknown, and what is unknown is never refused.
 """
 
 from collections.abc import Sequence
+from functools import cache
 
 from py3langid.langid import MODEL_FILE, LanguageIdentifier
 
@@ -14,13 +15,18 @@ HEAD_CHARS = 600
 """Of a longer text its beginning decides: the detector walks it byte by byte (about 1 µs each)."""
 
 
+@cache
+def _identifier() -> LanguageIdentifier:
+    # Probabilities instead of raw scores; the module's own function has no way to ask for them.
+    return LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+
+
 class LanguageDetector:
-    """Loads the model (0.2 s of processor time)."""
+    """The first one of a process loads the model (up to a second of processor time)."""
 
     def __init__(self, min_confidence: float) -> None:
         self._min_confidence = min_confidence
-        # Probabilities instead of raw scores; the module's own function has no way to ask for them.
-        self._identifier = LanguageIdentifier.from_model_file(MODEL_FILE, norm_probs=True)
+        self._identifier = _identifier()
 
     @property
     def codes(self) -> frozenset[str]:

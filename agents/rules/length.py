@@ -14,12 +14,11 @@ _PIECE = re.compile(r"[^\W\d_]+|\d|[^\w\s]|_")
 def estimate(text: str) -> int:
     """About how many tokens byte-level BPE makes of a text.
 
-    Digits and signs are one each, a word one for every five letters, another script one for every four bytes.
-    docs/curation.md tells how far off it is; scripts that a tokenizer knows little of may be twice as long.
+    Digits and signs are one each, a word one for every five letters (the last up to nine), another script one for every
+    four bytes. docs/curation.md tells how far off it is; what a tokenizer has seen little of may be twice as long.
     """
-    return sum(
-        -(-len(piece) // 5) if piece.isascii() else -(-len(piece.encode()) // 4) for piece in _PIECE.findall(text)
-    )
+    pieces = _PIECE.findall(text)
+    return sum(max(1, len(p) // 5) if p.isascii() else -(-len(p.encode()) // 4) for p in pieces)
 
 
 def tokens_of(messages: Sequence[Message], count: CountTokens) -> int:

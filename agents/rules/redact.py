@@ -12,6 +12,7 @@ import ipaddress
 import re
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
+from itertools import pairwise
 
 import phonenumbers
 
@@ -29,6 +30,11 @@ class _Candidate:
     before: str
     after: str
     """Two characters."""
+
+    @property
+    def continued(self) -> bool:
+        """Whether it is the begin of something longer: a number with decimals, a list without spaces."""
+        return self.after[1:].isdigit() and self.after[0] in ".,-/"
 
     def alone(self, touching: str) -> bool:
         """Whether neither neighbour is a letter, a digit or one of `touching`."""
@@ -64,17 +70,41 @@ _ISSUER = re.compile(
 def _card(found: _Candidate) -> bool:
     """An issuer's digits and length, and Luhn's sum (ISO/IEC 7812-1, annex B)."""
     digits = _digits(found.text)
-    if not found.alone("_.,") or not _ISSUER.fullmatch(digits):
+    if not found.alone("_") or found.continued or not _ISSUER.fullmatch(digits):
         return False
     doubled = (2 * int(d) if i % 2 else int(d) for i, d in enumerate(reversed(digits)))
     return sum(d - 9 if d > 9 else d for d in doubled) % 10 == 0
 
 
+_IBAN_COUNTRIES = {
+    15: "NO",
+    16: "BE",
+    18: "DK FI FO GL NL",
+    19: "MK SI",
+    20: "AT BA EE KZ LT LU XK",
+    21: "CH HR LI LV",
+    22: "BG BH CR DE GB GE IE ME RS VA",
+    23: "AE GI IL IQ TL",
+    24: "AD CZ ES MD PK RO SA SE SK TN VG",
+    25: "LY PT ST",
+    26: "IS TR",
+    27: "FR GR IT MC MR SM",
+    28: "AL AZ BY CY DO GT HU LB PL SV",
+    29: "BR EG PS QA UA",
+    30: "JO KW MU",
+    31: "MT SC",
+    32: "LC",
+}
+"""Length → countries, of the registry of ISO 13616. Without them one in a hundred takes the next word along."""
+
+
 def _iban(found: _Candidate) -> bool:
-    """ISO 13616: the number with its first four characters at the end is 1 modulo 97."""
+    """ISO 13616: its country's length, and with the first four characters at the end it is 1 modulo 97."""
     compact = "".join(found.text.split())
     moved = compact[4:] + compact[:4]
-    return found.alone("_") and 15 <= len(compact) <= 34 and int("".join(str(int(c, 36)) for c in moved)) % 97 == 1
+    if not found.alone("_") or compact[:2].upper() not in _IBAN_COUNTRIES.get(len(compact), ""):
+        return False
+    return int("".join(str(int(c, 36)) for c in moved)) % 97 == 1
 
 
 def _ip(found: _Candidate) -> bool:
@@ -94,9 +124,7 @@ def _ip(found: _Candidate) -> bool:
 
 def _phone_of(regions: Sequence[str]) -> Callable[[_Candidate], bool]:
     def holds(found: _Candidate) -> bool:
-        if not found.alone("_+*^=%$€£") or (found.before and found.before in "-/."):
-            return False
-        if found.after[1:].isdigit() and found.after[0] in ".,-/":  # a part of something longer
+        if not found.alone("_+*^%$€£") or found.continued or (found.before and found.before in "-/."):
             return False
         text = " ".join(found.text.split())
         if text.startswith("00"):
@@ -118,7 +146,11 @@ def _key(found: _Candidate) -> bool:
 
 
 def _mixed(found: _Candidate) -> bool:
-    return sum(c.isdigit() for c in found.text) > 2 and any(c.isalpha() for c in found.text)
+    """As random as keys are: digits among letters, or capitals among small ones as no camelCase has them."""
+    text = found.text
+    changes = sum(a.isupper() != b.isupper() for a, b in pairwise(text) if a.isalpha() and b.isalpha())
+    digits = sum(c.isdigit() for c in text)
+    return any(c.isalpha() for c in text) and (digits > 2 or ("_" not in text and changes > 0.4 * (len(text) - digits)))
 
 
 _KEY_HEAD = r"-----BEGIN(?:\s+[A-Z0-9]+)*?\s+PRIVATE\s+KEY(?:\s+BLOCK)?-----"
@@ -132,7 +164,7 @@ _SECRETS = (
     _Rule("SECRET", ("sk-",), re.compile(r"\bsk-(?:[A-Za-z]+-)?[A-Za-z0-9_-]{16,}"), _key),
     _Rule("SECRET", ("_live_", "_test_"), re.compile(r"\b[spr]k_(?:live|test)_[A-Za-z0-9]{10,}")),
     # GitHub, GitLab, Slack, AWS, Google, Hugging Face, npm, PyPI, SendGrid
-    _Rule("SECRET", ("gh",), re.compile(r"\bgh[pousr]_[A-Za-z0-9]{20,}|\bgithub_pat_\w{20,}")),
+    _Rule("SECRET", ("gh", "github_pat_"), re.compile(r"\bgh[pousr]_[A-Za-z0-9]{20,}|\bgithub_pat_\w{20,}")),
     _Rule("SECRET", ("glpat-", "xox"), re.compile(r"\bglpat-[\w-]{20,}|\bxox[abeprs]-[A-Za-z0-9-]{10,}")),
     _Rule("SECRET", ("AKIA", "ASIA"), re.compile(r"\b(?:AKIA|ASIA)[A-Z0-9]{16}\b")),
     _Rule("SECRET", ("AIza", "ya29."), re.compile(r"\bAIza[\w-]{35}|\bya29\.[\w-]{20,}")),
@@ -174,7 +206,7 @@ _IPV4 = _Rule("IP", (".",), re.compile(r"\d{1,3}(?:\.\d{1,3}){3}"), _ip)
 _IPV6 = _Rule("IP", (":",), re.compile(r"[0-9A-Fa-f]{0,4}:[0-9A-Fa-f]{0,4}:[0-9A-Fa-f:]*(?:\.\d{1,3}){0,3}"), _ip)
 _PHONE = re.compile(
     r"(?:\+|\b00)\s*\d(?:(?:\s+|[.()/-]){0,2}\d){6,14}"
-    r"|(?:\(\d{2,5}\)(?:\s+|[.-])?|\b\d{2,5}(?:\s+|[.-]|/))\d{2,5}(?:(?:\s+|[.-])\d{2,5}){0,3}(?!\d)"
+    r"|(?:\(\d{2,5}\)(?:\s+|[.-])?|\b\d{2,5}(?:\s+|[.-]|/))\d{2,8}(?:(?:\s+|[.-])\d{2,8}){0,3}(?!\d)"
 )
 _EDGE = re.compile(r"\W")
 _SEPARATOR = re.compile(r"[\s.()/-]+")
