@@ -29,6 +29,9 @@ from streams.topics import topic_names
 
 T = TypeVar("T", bound=msgspec.Struct)
 
+BUFFERS = "the buffers"
+"""How a line of `Evidence.unread` about them begins."""
+
 
 @dataclass(frozen=True)
 class At:
@@ -119,7 +122,7 @@ def position_of(place: str) -> tuple[str, int, int] | None:
 async def gather(settings: Settings, id: str, seconds: float) -> Evidence:
     """Looks everywhere; what is not reachable is in `unread`. `seconds` bounds the time spent on Kafka."""
     evidence = Evidence(id)
-    await _try(evidence, "the buffers", _buffers(settings, evidence))
+    await _try(evidence, BUFFERS, _buffers(settings, evidence))
     await _try(evidence, "the topics", asyncio.to_thread(_topics, settings, evidence, seconds))
     await _try(evidence, "the snapshots", asyncio.to_thread(_snapshots, settings, evidence))
     if evidence.snapshots:
@@ -138,7 +141,7 @@ async def _buffers(settings: Settings, evidence: Evidence) -> None:
     from deploy.commands.common import buffer_of
 
     for name in ("main", "eval"):
-        async with buffer_of(settings, name) as buffer:  # type: ignore[arg-type]
+        async with buffer_of(settings, name) as buffer:
             member, place = await buffer.get(evidence.id), await buffer.place(evidence.id)
             if member is not None and place is not None:
                 stats = await buffer.stats()

@@ -4,7 +4,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from typing import Any
 
-from deploy.evidence import Evidence
+from deploy.evidence import BUFFERS, Evidence
 from streams.records import AcceptedPrompt, CuratedOutcome, ScoredPrompt
 from streams.rubric import CATEGORIES, RATINGS, conversation_text, shorten
 
@@ -107,7 +107,9 @@ def _now(evidence: Evidence) -> str:
     letter = max(evidence.letters, key=lambda letter: letter.ts, default=None)
     if last is not None and (letter is None or last.ts >= letter.ts):
         if last.outcome in ("admitted", "held_out"):
-            return f"{REASONS[last.outcome]} at {_time(last.ts)}, and not there any more"
+            told = f"{REASONS[last.outcome]}, at {_time(last.ts)}"
+            # What is evicted from the held-out buffer, or removed by hand, has no later outcome.
+            return told if any(line.startswith(BUFFERS) for line in evidence.unread) else f"{told}; not there any more"
         return f"{REASONS[last.outcome]}, at {_time(last.ts)}"
     if letter is not None:
         return f"a dead letter since {_time(letter.ts)}: {letter.reason}"

@@ -34,13 +34,14 @@ def test_formats_of_benchmarks(tmp_path: Path, name: str) -> None:
 
 
 def test_folders_are_read_whole_and_name_what_says_nothing(tmp_path: Path) -> None:
-    from datasets import Dataset
+    import pyarrow
+    from pyarrow.parquet import write_table
 
     (tmp_path / "data" / "arena-hard-v2.0").mkdir(parents=True)
     (tmp_path / "data" / "arena-hard-v2.0" / "question.jsonl").write_text('{"prompt": "one"}\n')
     (tmp_path / "data" / "alpaca_eval.json").write_text('[{"instruction": "two"}]')
     (tmp_path / "data" / "README.md").write_text("not this")
-    Dataset.from_dict({"problem": ["three"]}).to_parquet(str(tmp_path / "data" / "math500.parquet"))
+    write_table(pyarrow.table({"problem": ["three"]}), tmp_path / "data" / "math500.parquet")
     assert sorted(benchmark_prompts([tmp_path / "data"])) == [
         ("alpaca_eval", "two"),
         ("arena-hard-v2.0", "one"),
