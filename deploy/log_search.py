@@ -66,10 +66,22 @@ class LogSearch:
         deadline = time.monotonic() + seconds
         seen = Searched(topic)
         with translated(self._kafka):
-            partitions = sorted(self._consumer.partitions_for_topic(topic) or ())
-            first = partition_of(key, len(partitions)) if key is not None and partitions else -1
-            for partition in sorted(partitions, key=lambda p: (p != first, p)):
-                self._partition(TopicPartition(topic, partition), wanted, deadline, seen)
+            tps = [TopicPartition(topic, p) for p in sorted(self._consumer.partitions_for_topic(topic) or ())]
+            if not tps:
+                return seen
+            begins, ends = self._consumer.beginning_offsets(tps), self._consumer.end_offsets(tps)
+            seen.deleted = sum(begins.values())
+            # The newest piece of all partitions at once, then the older ones, one partition after the other.
+            older = {tp: max(begins[tp], ends[tp] - CHUNK) for tp in tps}
+            self._read(older, ends, True, wanted, deadline, seen)
+            first = partition_of(key, len(tps)) if key is not None else -1
+            for tp in sorted(tps, key=lambda tp: (tp.partition != first, tp.partition)):
+                end = older[tp]
+                while end > begins[tp] and time.monotonic() < deadline:
+                    start = max(begins[tp], end - CHUNK)
+                    self._read({tp: start}, {tp: end}, False, wanted, deadline, seen)
+                    end = start
+                seen.not_read += end - begins[tp]
         seen.found.sort(key=lambda found: (found.ts, found.partition, found.offset))
         return seen
 
@@ -81,47 +93,58 @@ class LogSearch:
         with translated(self._kafka):
             if partition not in (self._consumer.partitions_for_topic(topic) or ()):
                 return None
-            self._consumer.assign([tp])
+            self._assign({tp: offset})
             if offset < self._consumer.beginning_offsets([tp])[tp]:
                 return None
-            self._consumer.seek(tp, offset)
-            records = self._poll(tp)
+            heard, records = time.monotonic(), []
+            while not records and not self._reached(tp, 0, newest=True):
+                if time.monotonic() - heard > SILENCE_S:
+                    raise self._silent()
+                records = self._consumer.poll(timeout_ms=POLL_MS).get(tp, [])
         found = next((record for record in records if record.offset == offset), None)
         return None if found is None else _found(found)
 
-    def _partition(self, tp: Any, wanted: Callable[[bytes], bool], deadline: float, seen: Searched) -> None:
-        self._consumer.assign([tp])
-        begin, end = self._consumer.beginning_offsets([tp])[tp], self._consumer.end_offsets([tp])[tp]
-        seen.deleted += begin
-        last = True
-        while last or end > begin:
-            if time.monotonic() > deadline:
-                seen.not_read += end - begin
+    def _read(
+        self,
+        starts: dict[Any, int],
+        ends: dict[Any, int],
+        newest: bool,
+        wanted: Callable[[bytes], bool],
+        deadline: float,
+        seen: Searched,
+    ) -> None:
+        """Reads from `starts` to `ends` (what is `newest`: to the end of the log), or until the deadline."""
+        self._assign(starts)
+        heard = time.monotonic()
+        while left := [tp for tp, end in ends.items() if not self._reached(tp, end, newest)]:
+            now = time.monotonic()
+            if now > deadline:
+                seen.not_read += sum(max(0, ends[tp] - self._consumer.position(tp)) for tp in left)
                 return
-            start = max(begin, end - CHUNK)
-            self._consumer.seek(tp, start)
-            while True:
-                records = self._poll(tp)
+            batches = self._consumer.poll(timeout_ms=POLL_MS)
+            if batches:
+                heard = now
+            elif now - heard > SILENCE_S:
+                raise self._silent()
+            for tp, records in batches.items():
                 for record in records:
-                    if last or record.offset < end:
+                    if newest or record.offset < ends[tp]:
                         seen.records += 1
                         if wanted(record.value or b""):
                             seen.found.append(_found(record))
-                position = self._consumer.position(tp)
-                # What a fetch tells (the high water) is the end; Tansu's own answer is short by the last batch.
-                if position >= (max(end, self._consumer.highwater(tp) or 0) if last else end) or not records:
-                    break
-            end, last = start, False
 
-    def _poll(self, tp: Any) -> list[Any]:
-        """The next records; none at the end. `Transient` when the broker goes silent."""
-        heard = time.monotonic()
-        while time.monotonic() - heard < SILENCE_S:
-            records: list[Any] = self._consumer.poll(timeout_ms=POLL_MS).get(tp, [])
-            high = self._consumer.highwater(tp)
-            if records or (high is not None and self._consumer.position(tp) >= high):
-                return records
-        raise Transient(f"Kafka at {self._kafka.bootstrap} sent nothing for {SILENCE_S:g} s: look at the broker")
+    def _assign(self, starts: dict[Any, int]) -> None:
+        self._consumer.assign(list(starts))
+        for tp, start in starts.items():
+            self._consumer.seek(tp, start)
+
+    def _reached(self, tp: Any, end: int, newest: bool) -> bool:
+        """What a fetch tells (the high water) is the end of a log; Tansu's own answer is short by the last batch."""
+        position, high = self._consumer.position(tp), self._consumer.highwater(tp)
+        return bool(position >= end and (not newest or (high is not None and position >= high)))
+
+    def _silent(self) -> Transient:
+        return Transient(f"Kafka at {self._kafka.bootstrap} sent nothing for {SILENCE_S:g} s: look at the broker")
 
 
 def partition_of(key: str, partitions: int) -> int:

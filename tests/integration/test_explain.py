@@ -14,6 +14,7 @@ from kafka import KafkaProducer
 
 from deploy.evidence import gather
 from deploy.explain import tell
+from deploy.log_search import LogSearch
 from streams.buffer.base import BufferRules
 from streams.buffer.redis import RedisBuffer
 from streams.records import TrainEvent, TrainRequest, encode
@@ -115,3 +116,23 @@ def test_the_story_of_what_went_through_a_worker(
     )
     assert (run.returncode, run.stderr) == (1, "")
     assert run.stdout.startswith("nobody: not known")
+
+
+def test_a_topic_is_searched_in_pieces_each_record_once(topics: Topics, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("deploy.log_search.CHUNK", 2)
+    values = [f"record {i}".encode() for i in range(23)]
+    for start in range(0, len(values), 5):
+        topics.send(values[start : start + 5])
+    log = LogSearch(topics.kafka)
+    try:
+        all_of_it = log.search(topics.names.raw, lambda value: True, 60)
+        assert sorted(found.value for found in all_of_it.found) == sorted(values)
+        assert (all_of_it.records, all_of_it.not_read, all_of_it.deleted) == (23, 0, 0)
+        [one] = log.search(topics.names.raw, lambda value: value == b"record 17", 60).found
+        assert log.at(one.topic, one.partition, one.offset) == one
+        assert log.at(one.topic, one.partition, 10**6) is None
+        in_no_time = log.search(topics.names.raw, lambda value: True, -1)
+        assert in_no_time.found == [] and in_no_time.not_read > 0
+        assert log.search("no.such.topic", lambda value: True, 60).found == []
+    finally:
+        log.close()
