@@ -96,7 +96,8 @@ class LogSearch:
             self._assign({tp: offset})
             if offset < self._consumer.beginning_offsets([tp])[tp]:
                 return None
-            heard, records = time.monotonic(), []
+            heard = time.monotonic()
+            records: list[Any] = []
             while not records and not self._reached(tp, 0, newest=True):
                 if time.monotonic() - heard > SILENCE_S:
                     raise self._silent()
