@@ -57,7 +57,7 @@ $(VLLM_READY): requirements-vllm.lock
 	touch $@
 	echo "  .venv-vllm is ready after $$((SECONDS - started)) s"
 
-.PHONY: help setup demo up test lint check chaos format lock clean
+.PHONY: help setup demo up test lint check chaos curation format lock clean
 
 help:
 	@echo "make setup   the two venvs (every other target does this by itself)"
@@ -67,6 +67,7 @@ help:
 	echo "make lint    format, lint, types and import contracts"
 	echo "make check   make lint, then make test: what CI runs"
 	echo "make chaos   breaks the running system from a seeded schedule and accounts for every record (15 minutes)"
+	echo "make curation  measures the curation rules and writes the tables of docs/curation.md (CURATION=... for one)"
 	echo "make format  formats the code and applies safe lint fixes"
 	echo "make lock    resolves the lock files anew"
 	echo "make clean   removes the venvs, caches and var/"
@@ -93,6 +94,10 @@ check: lint test
 # CHAOS="--seed 2 --records 5000 --faults 24" for another run.
 chaos: $(READY)
 	@exec $(BIN)/python -m tests.chaos.run $(CHAOS)
+
+# CURATION="near-duplicates" for one table, printed and not written.
+curation: $(READY)
+	@exec $(BIN)/python -m tests.curation $(or $(CURATION),--write)
 
 format: $(READY)
 	@$(BIN)/ruff format .

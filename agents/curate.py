@@ -87,7 +87,14 @@ class Curator:
             return CuratedOutcome(id=prompt.id, outcome="held_out", ts=now)
         if prompt.quality < self._settings.min_quality:
             detail = f"quality {prompt.quality:.2f} < {self._settings.min_quality:g}"
-            return CuratedOutcome(id=prompt.id, outcome="low_quality", detail=detail, ts=now)
+            return CuratedOutcome(
+                id=prompt.id,
+                outcome="low_quality",
+                detail=detail,
+                value=prompt.quality,
+                bound=self._settings.min_quality,
+                ts=now,
+            )
         return None
 
     def _offer(self, record: Scored, prompt: ScoredPrompt, refusal: CuratedOutcome | None) -> Offer:

@@ -1,4 +1,5 @@
-"""`prompts.raw` → `prompts.accepted`: normalise, refuse repeats and benchmark prompts, redact, set some aside."""
+"""`prompts.raw` → `prompts.accepted`: normalise, refuse what is too short or long, in another language, of a
+benchmark or a repeat; redact, set some aside."""
 
 import time
 from collections.abc import Callable, Sequence
@@ -7,9 +8,11 @@ from dataclasses import dataclass
 from redis.asyncio import Redis
 
 from agents.rules.contamination import Contamination
+from agents.rules.language import LanguageDetector
+from agents.rules.length import CountTokens, tokens_of
 from agents.rules.normalise import normalise, prompt_id
 from agents.rules.parse import parse
-from agents.rules.redact import redact, redact_messages
+from agents.rules.redact import Redactor, add
 from agents.rules.split import split
 from streams.app import Inbound
 from streams.batcher import Batcher
@@ -68,6 +71,9 @@ class Ingest:
         *,
         seen: Seen,
         contamination: Contamination,
+        languages: LanguageDetector,
+        count_tokens: CountTokens,
+        redactor: Redactor | None,
         producer: Producer,
         metrics: Metrics,
         now_ms: Callable[[], int] = lambda: int(time.time() * 1000),
@@ -76,6 +82,9 @@ class Ingest:
         self._topics = topics
         self._seen = seen
         self._contamination = contamination
+        self._languages = languages
+        self._count_tokens = count_tokens
+        self._redactor = redactor
         self._producer = producer
         self._metrics = metrics
         self._now_ms = now_ms
@@ -83,15 +92,19 @@ class Ingest:
     async def __call__(self, record: Inbound) -> str:
         """Accepts the record or refuses it with an outcome. Raises what `Hop` knows to handle."""
         prompt = self._read(record)
-        benchmark = self._contamination.find(prompt.messages)
-        if benchmark is not None:
-            return await self._refuse(prompt, "contaminated", benchmark)
-        first = await self._seen.first(prompt.prompt_id, prompt.id)
-        if first != prompt.id:
-            return await self._refuse(prompt, "exact_repeat", first)
-        await self._producer.send(
-            self._topics.accepted, self._redacted(prompt), key=prompt.id, headers=list(record.headers)
-        )
+        refusal = self._refusal(prompt)
+        if refusal is None:
+            first = await self._seen.first(prompt.prompt_id, prompt.id)
+            if first != prompt.id:
+                refusal = self._refused(prompt, "exact_repeat", first)
+        if refusal is not None:
+            await self._producer.send(self._topics.curated, refusal, key=prompt.id)
+            return refusal.outcome
+        prompt = self._redacted(prompt)
+        await self._producer.send(self._topics.accepted, prompt, key=prompt.id, headers=list(record.headers))
+        self._metrics.languages.labels(prompt.language or "unknown").inc()
+        for kind, count in prompt.redacted.items():
+            self._metrics.redactions.labels(kind).inc(count)
         return "accepted"
 
     def _read(self, record: Inbound) -> AcceptedPrompt:
@@ -108,21 +121,52 @@ class Ingest:
             raise InvalidRecord("no_prompt", "nothing is left of the prompt without control characters")
         prompt.prompt_id = prompt_id(prompt.messages)
         prompt.split = split(prompt.prompt_id, self._settings.eval_share)
+        prompt.origin = f"{record.topic}:{record.partition}:{record.offset}"
         return prompt
+
+    def _refusal(self, prompt: AcceptedPrompt) -> CuratedOutcome | None:
+        """What refuses a prompt by itself, the cheapest rule first. Fills in its length and language."""
+        bounds = self._settings
+        tokens = prompt.tokens = tokens_of(prompt.messages, self._count_tokens)
+        if tokens < bounds.min_tokens:
+            return self._refused(prompt, "too_short", None, tokens, bounds.min_tokens)
+        if bounds.max_tokens is not None and tokens > bounds.max_tokens:
+            return self._refused(prompt, "too_long", None, tokens, bounds.max_tokens)
+        prompt.language, confidence = self._languages.detect(prompt.messages)
+        if bounds.languages is not None and prompt.language not in (None, "zxx", *bounds.languages):
+            return self._refused(prompt, "wrong_language", prompt.language, confidence, bounds.language_confidence)
+        match = self._contamination.find(prompt.messages)
+        if match is not None:
+            return self._refused(prompt, "contaminated", match.benchmark, match.overlap, bounds.decontaminate_overlap)
+        return None
 
     def _redacted(self, prompt: AcceptedPrompt) -> AcceptedPrompt:
-        if not self._settings.redact:
+        """Without personal data and secrets in its messages, its response and its metadata."""
+        if self._redactor is None:
             return prompt
-        prompt.messages, prompt.redacted = redact_messages(prompt.messages)
+        prompt.messages, prompt.redacted = self._redactor.messages(prompt.messages)
         if prompt.response is not None:
-            prompt.response, counts = redact(prompt.response)
-            for kind, count in counts.items():
-                prompt.redacted[kind] = prompt.redacted.get(kind, 0) + count
-        for kind, count in prompt.redacted.items():
-            self._metrics.redactions.labels(kind).inc(count)
+            prompt.response, counts = self._redactor.text(prompt.response)
+            add(prompt.redacted, counts)
+        for name, value in prompt.metadata.items():
+            prompt.metadata[name], counts = self._redactor.text(value)
+            add(prompt.redacted, counts)
         return prompt
 
-    async def _refuse(self, prompt: AcceptedPrompt, outcome: Outcome, detail: str) -> str:
-        record = CuratedOutcome(id=prompt.id, outcome=outcome, detail=detail, ts=self._now_ms())
-        await self._producer.send(self._topics.curated, record, key=prompt.id)
-        return outcome
+    def _refused(
+        self,
+        prompt: AcceptedPrompt,
+        outcome: Outcome,
+        detail: str | None,
+        value: float | None = None,
+        bound: float | None = None,
+    ) -> CuratedOutcome:
+        return CuratedOutcome(
+            id=prompt.id,
+            outcome=outcome,
+            detail=detail,
+            value=value,
+            bound=bound,
+            origin=prompt.origin,
+            ts=self._now_ms(),
+        )

@@ -32,6 +32,8 @@ class Score:
             category=rating.category,
             label_mass=rating.label_mass,
             judge=self._judge.identity,
+            distribution=rating.distribution,
+            seen_chars=rating.seen_chars,
         )
         await self._producer.send(self._topics.scored, scored, key=prompt.id, headers=list(record.headers))
         return "scored"

@@ -11,7 +11,21 @@ from typing import Annotated
 
 import typer
 
-from deploy.commands import buffer, config, dlq, doctor, ingest, judge, models, processes, stack, status, topics, train
+from deploy.commands import (
+    buffer,
+    config,
+    dlq,
+    doctor,
+    explain,
+    ingest,
+    judge,
+    models,
+    processes,
+    stack,
+    status,
+    topics,
+    train,
+)
 from streams.errors import HaypileError, SettingsError
 
 CONFIG_VARIABLE = "HAYPILE_CONFIG"
@@ -46,6 +60,7 @@ app.command("trainer")(processes.trainer)
 app.command("ingest")(ingest.ingest)
 app.command("status")(status.status)
 app.command("doctor")(doctor.doctor)
+app.command("explain")(explain.explain)
 app.command("train")(train.train)
 app.add_typer(topics.app, name="topics")
 app.add_typer(buffer.app, name="buffer")

@@ -22,16 +22,15 @@ from agents.curate import Curate, Curator, Log
 from agents.hop import Handler, Hop
 from agents.ingest import Ingest, Seen
 from agents.poison import Poison
-from agents.rules.contamination import Contamination
 from agents.rules.dead_letter_limit import DeadLetterLimit
 from agents.score import Score
-from deploy.benchmarks import benchmark_prompts
+from deploy import intake
 from deploy.clients import judge_pool as judge_pool_of
 from deploy.clients import teacher_pool
 from streams.app import Hops, create_app
 from streams.buffer.base import Buffer, BufferName, rules
 from streams.buffer.redis import RedisBuffer
-from streams.errors import Fatal, HaypileError, Transient
+from streams.errors import Fatal, HaypileError, SettingsError, Transient
 from streams.judge import Judge
 from streams.metrics import Metrics
 from streams.producer import Producer
@@ -57,7 +56,8 @@ BUFFERS: tuple[BufferName, BufferName] = ("main", "eval")
 
 
 def run_worker(settings: Settings) -> int:
-    """Runs the agents of `settings.worker.agents` until SIGTERM or SIGINT. Exit code 0, or 1 after `Fatal`."""
+    """Runs the agents of `settings.worker.agents` until SIGTERM or SIGINT. Exit code 0, 1 after `Fatal`, or 2 when
+    a file that the settings name is not what it should be."""
     return asyncio.run(_Worker(settings).main())
 
 
@@ -89,7 +89,7 @@ class _Worker:
             self.failure = error
         if self.failure is not None:
             print(f"haypile worker: {self.failure}", file=sys.stderr)
-            return 1
+            return 2 if isinstance(self.failure, SettingsError) else 1
         return 0
 
     def fail(self, error: BaseException) -> None:
@@ -121,9 +121,10 @@ class _Worker:
                     settings.ingest,
                     self.topics,
                     seen=Seen(client, settings.redis.namespace, settings.ingest.repeat_window_s),
-                    contamination=Contamination(
-                        benchmark_prompts(settings.ingest.decontaminate), settings.ingest.decontaminate_ngram
-                    ),
+                    contamination=intake.contamination(settings.ingest),
+                    languages=intake.language_detector(settings.ingest),
+                    count_tokens=intake.token_counter(settings.ingest.tokenizer),
+                    redactor=intake.redactor(settings.ingest),
                     producer=producer,
                     metrics=self.metrics,
                 )

@@ -3,7 +3,7 @@
 import math
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from streams.errors import InvalidRecord, SettingsError
 from streams.metrics import Metrics
@@ -41,6 +41,8 @@ class Rating:
     """0..1, the least of the three answers."""
     seen_chars: int
     """How much of the prompt the judge saw, in characters."""
+    distribution: dict[str, list[float]] = field(default_factory=dict)
+    """Question → probability of each label among the labels, in their order, four decimals."""
 
 
 class Judge:
@@ -79,6 +81,10 @@ class Judge:
             category=category_of(readings[Question.category]),
             label_mass=mass,
             seen_chars=seen,
+            distribution={
+                question.value: [round(reading.probabilities[label], 4) for label in labels_of(question)]
+                for question, reading in readings.items()
+            },
         )
         if self._metrics is not None:
             self._metrics.judge_seconds.observe(time.perf_counter() - started)

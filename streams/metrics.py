@@ -50,6 +50,12 @@ class Metrics:
         self.redactions = Counter(
             "haypile_redactions", "Spans of personal data and secrets replaced, by kind.", ["kind"], registry=registry
         )
+        self.languages = Counter(
+            "haypile_prompts_language",
+            "Accepted prompts by language (ISO 639; `unknown` where the detector is not sure).",
+            ["language"],
+            registry=registry,
+        )
 
         # The judge
         self.judge_seconds = Histogram(

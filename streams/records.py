@@ -20,6 +20,9 @@ Outcome = Literal[
     "held_out",
     "exact_repeat",
     "contaminated",
+    "too_short",
+    "too_long",
+    "wrong_language",
 ]
 Phase = Literal["queued", "sft", "dpo", "gate", "promote", "done", "failed", "rejected"]
 
@@ -68,6 +71,12 @@ class AcceptedPrompt(msgspec.Struct, kw_only=True):
     metadata: dict[str, str] = {}
     redacted: dict[str, int] = {}
     """How many spans of each kind were replaced."""
+    origin: str | None = None
+    """Where the raw record stands: `topic:partition:offset`."""
+    language: str | None = None
+    """ISO 639 code of the user's text; null where the detector is not sure (or its text is no language: `zxx`)."""
+    tokens: int | None = None
+    """Length of the conversation, by the tokenizer of the settings or estimated."""
 
 
 class ScoredPrompt(AcceptedPrompt, kw_only=True):
@@ -82,6 +91,11 @@ class ScoredPrompt(AcceptedPrompt, kw_only=True):
     """0..1, probability that the judge put on the labels at all (the least of its answers)."""
     judge: str
     """Id of the judge: scores of two judges are never compared."""
+    distribution: dict[str, list[float]] = {}
+    """What the judge answered to each question: the probability of each label among the labels, in their order (four
+    decimals). Empty: a record from before this field."""
+    seen_chars: int | None = None
+    """How much of the prompt the judge saw, in characters of the text that it is shown."""
 
 
 class CuratedOutcome(msgspec.Struct, kw_only=True):
@@ -93,7 +107,15 @@ class CuratedOutcome(msgspec.Struct, kw_only=True):
     threshold: float | None = None
     """Rank key to beat at that moment; null while the buffer has room."""
     detail: str | None = None
-    """The other record (near duplicate, exact repeat), the category, the value that failed."""
+    """The other record (near duplicate, exact repeat), the category, the benchmark, the language."""
+    value: float | None = None
+    """What failed, where that is a number: quality, similarity, share of n-grams, tokens, members of the category."""
+    bound: float | None = None
+    """What `value` was held against."""
+    by: str | None = None
+    """Of an eviction: the id that was admitted instead."""
+    origin: str | None = None
+    """Where the raw record stands (`topic:partition:offset`), when it was refused at `ingest`."""
     ts: int
     """Epoch milliseconds."""
 

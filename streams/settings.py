@@ -92,12 +92,29 @@ class IngestSettings(Section):
     """An exact repeat within this is refused. 30 days: about 100 bytes of Redis a prompt."""
     eval_share: float = Field(0.02, ge=0, lt=1)
     """Share of prompts (by hash) set aside for evaluation."""
+    min_tokens: int = Field(1, ge=0)
+    """A shorter conversation is refused (`too_short`)."""
+    max_tokens: int | None = Field(8192, ge=1)
+    """A longer one is refused (`too_long`): training would cut or drop it (Magpie's recipe takes 8,192 with the
+    answer). Null: `max_bytes` is the only bound."""
+    tokenizer: Path | None = None
+    """A `tokenizer.json`, or a model's folder with one, that counts tokens; null: they are estimated."""
+    languages: list[str] | None = None
+    """ISO 639 codes of the languages that are let in; null: all. What no language can be told of is let in."""
+    language_confidence: float = Field(0.5, ge=0, le=1)
+    """Under this the language counts as unknown; half of all two-word prompts are."""
     redact: bool = True
     """Replace personal data and secrets before anything is stored."""
+    phone_regions: list[str] = ["US"]
+    """ISO 3166 codes of countries whose telephone numbers are known without a country code; each one more finds more
+    numbers that are none."""
     decontaminate: list[Path] = []
-    """Files of benchmark prompts (JSONL); what shares a 13-gram with one is refused."""
-    decontaminate_ngram: int = Field(13, ge=3)
-    """Words of an n-gram; 13 is GPT-3's (arXiv 2005.14165, appendix C)."""
+    """Files of benchmark prompts (JSONL, JSON, Parquet), or folders of them; what repeats one is `contaminated`."""
+    decontaminate_ngram: int = Field(5, ge=2)
+    """Words of an n-gram. Short ones, because the share decides: GPT-3's 13 (arXiv 2005.14165, appendix C) misses half
+    of the copies with typos (docs/curation.md)."""
+    decontaminate_overlap: float = Field(0.5, gt=0, le=1)
+    """Share of a benchmark prompt's n-grams from which a prompt repeats it."""
 
 
 class JudgeSettings(Section):
@@ -136,8 +153,10 @@ class BufferSettings(Section):
     """After this time a prompt counts like one of half the difficulty; null: rank by difficulty alone."""
     category_share: float = Field(0.4, gt=0, le=1)
     """A category holds at most this share of the capacity; 1 is no cap."""
-    near_duplicate: float | None = Field(0.8, gt=0, lt=1)
-    """Jaccard similarity of word shingles from which two prompts are alike; null: keep both."""
+    near_duplicate: float | None = Field(0.7, gt=0, lt=1)
+    """Jaccard similarity of word shingles from which two prompts are alike; null: keep both. docs/curation.md has
+    precision and recall of other values; a lower one also takes prompts for alike that share a long template. Stored
+    sketches are made for one value: `haypile buffer rebuild` after a change."""
     min_quality: float = Field(3.0, ge=1, le=9)
     """Under this the prompt is refused whatever its difficulty."""
 

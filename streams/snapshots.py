@@ -113,6 +113,20 @@ async def write_snapshot(
     return path
 
 
+def list_snapshots(dest: str) -> list[str]:
+    """Paths of the snapshots under `dest` (local folder or fsspec URL), by name. Raises `SnapshotError`."""
+    try:
+        if "://" not in dest:
+            found = sorted(file.parent for file in Path(dest).absolute().glob(f"*/{MANIFEST}"))
+            return [str(path) for path in found if not path.name.startswith(".")]
+        import fsspec
+
+        system, root = fsspec.core.url_to_fs(dest)
+        return [_join(dest, file.split("/")[-2]) for file in sorted(system.glob(_join(root, f"*/{MANIFEST}")))]
+    except (OSError, ImportError, ValueError) as error:
+        raise SnapshotError(f"snapshot: cannot list {dest}: {error}") from None
+
+
 def read_manifest(path: str) -> Manifest:
     """The manifest of the snapshot at `path`. Raises `SnapshotError`."""
     text = _read(_join(path, MANIFEST))

@@ -30,6 +30,9 @@ MEANING = {
     "held_out": "set aside for evaluation",
     "exact_repeat": "seen before, word for word",
     "contaminated": "shares text with a benchmark",
+    "too_short": "fewer tokens than ingest.min_tokens",
+    "too_long": "more tokens than ingest.max_tokens",
+    "wrong_language": "not in one of ingest.languages",
 }
 
 

@@ -134,6 +134,8 @@ class Buffer(Protocol):
 
         Evictions are kept in the outbox too. `detail`: the member alike (`near_duplicate`), the category
         (`category_full`); of an eviction: the id that replaced an alike one, the category that was full, or None.
+        `value` and `bound`: the similarity and its threshold (`near_duplicate`), the members of the category and its
+        cap (`category_full`). `by`: who was admitted in place of an evicted one.
         Raises `BufferGap` or `JudgeMismatch`; then nothing was applied.
         """
         ...
@@ -164,6 +166,10 @@ class Buffer(Protocol):
 
     async def get(self, id: str) -> Member | None:
         """A member, or None."""
+        ...
+
+    async def place(self, id: str) -> int | None:
+        """Place of a member in the ranking, 1 for the hardest; None: it is no member."""
         ...
 
     async def remove(self, ids: Iterable[str]) -> int:

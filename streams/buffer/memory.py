@@ -19,7 +19,7 @@ from streams.buffer.base import (
     judged,
     one_judge,
 )
-from streams.buffer.minhash import Sketch, alike, conversation_text, sketch
+from streams.buffer.minhash import SLOTS, Sketch, alike, conversation_text, equal_slots, sketch
 from streams.buffer.rank import order
 from streams.records import Candidate, CuratedOutcome, Member, Outcome
 
@@ -80,13 +80,17 @@ class MemoryBuffer:
         if offer.refusal is not None:
             return judged(offer.refusal, offer.rank_key, threshold)
 
-        def outcome(kind: Outcome, detail: str | None = None) -> CuratedOutcome:
+        def outcome(
+            kind: Outcome, detail: str | None = None, value: float | None = None, bound: float | None = None
+        ) -> CuratedOutcome:
             return CuratedOutcome(
                 id=offer.prompt.id,
                 outcome=kind,
                 rank_key=offer.rank_key,
                 threshold=threshold,
                 detail=detail,
+                value=value,
+                bound=bound,
                 ts=self._now(),
             )
 
@@ -107,13 +111,14 @@ class MemoryBuffer:
             hardest = twins[-1]
             if offer.offset > self._applied.get(offer.partition, -1) or offer.partition < 0:
                 hardest.member.near_duplicates += 1
-            return outcome("near_duplicate", hardest.id)
+            return outcome("near_duplicate", hardest.id, _similarity(hardest, new), near)
 
         leaving: dict[str, str | None] = {e.id: new.id for e in twins}
         same = [e for e in ranked if e.category == new.category and e.id not in leaving]
         if len(same) >= self.rules.category_cap:
             if same[0].order > new.order:
-                return outcome("category_full", new.category)
+                full = float(sum(e.category == new.category for e in ranked))
+                return outcome("category_full", new.category, full, float(self.rules.category_cap))
             leaving[same[0].id] = new.category
         if len(ranked) - len(leaving) >= self.rules.capacity:
             weakest = next(e for e in ranked if e.id not in leaving)
@@ -128,6 +133,7 @@ class MemoryBuffer:
                 rank_key=gone.member.rank_key,
                 threshold=threshold,
                 detail=detail,
+                by=new.id,
                 ts=self._now(),
             )
             evictions.append(eviction)
@@ -185,6 +191,10 @@ class MemoryBuffer:
         entry = self._entries.get(id)
         return None if entry is None else _copy(entry)
 
+    async def place(self, id: str) -> int | None:
+        hardest_first = [e.id for e in reversed(self._ranked())]
+        return hardest_first.index(id) + 1 if id in hardest_first else None
+
     async def remove(self, ids: Iterable[str]) -> int:
         return sum(self._entries.pop(id, None) is not None for id in ids)
 
@@ -225,6 +235,11 @@ class MemoryBuffer:
 
 def _alike(entry: Entry, new: Entry, threshold: float) -> bool:
     return entry.sketch is not None and new.sketch is not None and alike(entry.sketch, new.sketch, threshold)
+
+
+def _similarity(a: Entry, b: Entry) -> float:
+    assert a.sketch is not None and b.sketch is not None
+    return equal_slots(a.sketch, b.sketch) / SLOTS
 
 
 def _copy(entry: Entry) -> Member:

@@ -27,7 +27,7 @@ MAX_CHARS = 32_768
 RECALL = 0.99
 """Chance that two prompts exactly at the threshold share a band."""
 ROWS = 4
-"""Slots of a band: prompts that are 0.05 alike by chance share one of 9 bands in 1 case of 18,000."""
+"""Slots of a band: prompts that are 0.05 alike by chance share one of 17 bands in 1 case of 9,000."""
 
 _word = re.compile(r"\w+")
 _ascii_gaps = {code: " " for code in range(128) if not _word.match(chr(code))}
@@ -46,13 +46,18 @@ def conversation_text(messages: Sequence[Message]) -> str:
 
 
 def shingles(text: str) -> list[str]:
-    """Word 3-shingles of the lowercase text, character 5-shingles of a text with few words. Never empty."""
+    """Word 3-shingles of the lowercase text, character 5-shingles of a text with few words. Never empty.
+
+    Among words every number is the same one: a problem with other numbers is the same problem. A text of few words
+    keeps its numbers, because they may be all that it asks about.
+    """
     if len(text) > MAX_CHARS:
         text = text[: MAX_CHARS // 2] + "\n" + text[-MAX_CHARS // 2 :]
     text = text.lower()
     # The same words either way; a third of the time for ASCII.
     words = text.translate(_ascii_gaps).split() if text.isascii() else _word.findall(text)
     if len(words) >= FEW_WORDS:
+        words = ["0" if word.isdigit() else word for word in words]
         return list(map(" ".join, zip(words, words[1:], words[2:], strict=False)))
     text = " ".join(text.split())
     return [text[i : i + SHINGLE_CHARS] for i in range(max(1, len(text) - SHINGLE_CHARS + 1))]
@@ -62,7 +67,7 @@ def shingles(text: str) -> list[str]:
 def bands_and_rows(threshold: float) -> tuple[int, int]:
     """Bands, and slots of each: the fewest (of at most `ROWS` slots) that find a pair at `threshold` with `RECALL`.
 
-    A band of r slots is shared with probability s^r, one of b with 1 - (1 - s^r)^b. For 0.8: 9 bands of 4.
+    A band of r slots is shared with probability s^r, one of b with 1 - (1 - s^r)^b. For 0.7: 17 bands of 4.
     """
     for rows in range(ROWS, 0, -1):
         bands = math.ceil(math.log(1 - RECALL) / math.log(1 - threshold**rows))
@@ -93,4 +98,9 @@ def sketch(text: str, threshold: float) -> Sketch:
 def alike(a: Sketch, b: Sketch, threshold: float) -> bool:
     """Do both share a band and at least `needed` slots? Symmetric; the same test as in the Lua of the Redis buffer."""
     shared = any(a.bands[i : i + 4] == b.bands[i : i + 4] for i in range(0, len(a.bands), 4))
-    return shared and sum(x == y for x, y in zip(a.slots, b.slots, strict=True)) >= needed(threshold)
+    return shared and equal_slots(a, b) >= needed(threshold)
+
+
+def equal_slots(a: Sketch, b: Sketch) -> int:
+    """Slots (of `SLOTS`) in which two sketches agree: their share estimates the Jaccard similarity."""
+    return sum(x == y for x, y in zip(a.slots, b.slots, strict=True))

@@ -29,7 +29,7 @@ from streams.buffer.base import (
     judged,
     one_judge,
 )
-from streams.buffer.minhash import Sketch, conversation_text, needed, sketch
+from streams.buffer.minhash import SLOTS, Sketch, conversation_text, needed, sketch
 from streams.buffer.rank import member_key, sortable, tie
 from streams.records import Candidate, CuratedOutcome, Member, ScoredPrompt, encode
 from streams.redis_client import translate
@@ -67,6 +67,7 @@ class Eviction(msgspec.Struct):
     ts: int
     threshold: float | None = None
     detail: str | None = None
+    by: str | None = None
 
 
 _evictions = msgspec.msgpack.Decoder(Eviction)
@@ -129,7 +130,7 @@ class RedisBuffer:
             raise JudgeMismatch(reply[1].decode(), str(head["judge"]))
         if reply[0] == b"gap":
             raise BufferGap(*reply[1:])
-        return [*_outcomes(offers, reply[1], now), *_evicted(reply[2], now)]
+        return [*_outcomes(offers, reply[1], self.rules, now), *_evicted(reply[2], now)]
 
     async def positions(self) -> dict[int, int]:
         with translate(self._client):
@@ -145,7 +146,13 @@ class RedisBuffer:
                     break
         return [
             CuratedOutcome(
-                id=id.decode(), outcome="evicted", rank_key=e.rank_key, threshold=e.threshold, detail=e.detail, ts=e.ts
+                id=id.decode(),
+                outcome="evicted",
+                rank_key=e.rank_key,
+                threshold=e.threshold,
+                detail=e.detail,
+                by=e.by,
+                ts=e.ts,
             )
             for id, e in found.items()
         ]
@@ -183,6 +190,16 @@ class RedisBuffer:
     async def _read(self, *args: str | int | bytes) -> list[Member]:
         with translate(self._client):
             return _rows(await self._members(keys=self._keys, args=list(args)))
+
+    async def place(self, id: str) -> int | None:
+        members = await self._read("key", member_key(id))
+        if not members:
+            return None
+        with translate(self._client):
+            before: Any = await self._client.zrevrank(
+                self._key("rank"), tie(members[0].prompt.prompt_id) + member_key(id)
+            )
+        return None if before is None else int(before) + 1
 
     async def remove(self, ids: Iterable[str]) -> int:
         keys = [member_key(id) for id in ids]
@@ -257,19 +274,26 @@ def _packed(offer: Offer, near: float | None) -> tuple[bytes, bytes, bytes]:
     return trail, head, encode(prompt)
 
 
-def _outcomes(offers: Sequence[Offer], flat: list[bytes], now: int) -> list[CuratedOutcome]:
+def _outcomes(offers: Sequence[Offer], flat: list[Any], rules: BufferRules, now: int) -> list[CuratedOutcome]:
     outcomes = []
-    for offer, kind, detail, threshold in zip(offers, flat[0::3], flat[1::3], flat[2::3], strict=True):
+    for offer, kind, detail, threshold, failed in zip(offers, *(flat[i::4] for i in range(4)), strict=True):
         beat = float(threshold) if threshold else None
         if offer.refusal is not None:
             outcomes.append(judged(offer.refusal, offer.rank_key, beat))
             continue
+        value, bound = None, None
+        if kind == b"near_duplicate":
+            value, bound = failed / SLOTS, rules.near_duplicate
+        elif kind == b"category_full":
+            value, bound = float(failed), float(rules.category_cap)
         outcome = CuratedOutcome(
             id=offer.prompt.id,
-            outcome=kind.decode(),  # type: ignore[arg-type]
+            outcome=kind.decode(),
             rank_key=offer.rank_key,
             threshold=beat,
             detail=detail.decode() or None,
+            value=value,
+            bound=bound,
             ts=now,
         )
         outcomes.append(outcome)
@@ -284,9 +308,10 @@ def _evicted(flat: list[bytes], now: int) -> list[CuratedOutcome]:
             rank_key=float(rank_key),
             threshold=float(threshold) if threshold else None,
             detail=detail.decode() or None,
+            by=by.decode(),
             ts=now,
         )
-        for id, rank_key, threshold, detail in zip(flat[0::4], flat[1::4], flat[2::4], flat[3::4], strict=True)
+        for id, rank_key, threshold, detail, by in zip(*(flat[i::5] for i in range(5)), strict=True)
     ]
 
 

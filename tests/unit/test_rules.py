@@ -3,14 +3,11 @@
 import math
 
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 
-from agents.rules.contamination import Contamination
+from agents.rules.contamination import Contamination, Match
 from agents.rules.normalise import normalise, prompt_id
 from agents.rules.policy import PolicyState, decide, psi
 from agents.rules.rank import ORIGIN_S, rank_key
-from agents.rules.redact import redact
 from agents.rules.split import split
 from streams.records import Message
 from streams.settings import TriggerSettings
@@ -42,43 +39,14 @@ def test_split_takes_about_its_share_and_is_stable() -> None:
     assert {split(i, 0.0) for i in ids} == {"train"}
 
 
-@pytest.mark.parametrize(
-    ("text", "kinds"),
-    [
-        ("write to jo.doe+x@mail.example.com please", {"email": 1}),
-        ("call +49 170 1234567 or (212) 555-1234 or 212-555-1234", {"phone": 3}),
-        ("card 4111 1111 1111 1111", {"card": 1}),
-        ("card 4111 1111 1111 1112", {}),
-        ("DE89 3704 0044 0532 0130 00", {"iban": 1}),
-        ("DE88 3704 0044 0532 0130 00", {}),
-        ("host 203.0.113.7 and 2001:db8:0:0:0:0:0:1", {"ip": 2}),
-        ("version 1.2.3.4.5, 999.1.1.1, 127.0.0.1, 12:30:45", {}),
-        ("key sk-test-abcdefghijklmnop and ghp_ABCDEFGHIJKLMNOPQRSTUVWXYZ012345", {"secret": 2}),
-        ("-----BEGIN RSA PRIVATE KEY-----\nabc\n-----END RSA PRIVATE KEY-----", {"secret": 1}),
-        ("Solve 3.14159 * 2^10 = 1024 for 1234567890123456 and 2026-11-22", {}),
-        ("def f(x: int) -> int: return x[1:2]  # :: std::vector a::b", {}),
-    ],
-)
-def test_redaction(text: str, kinds: dict[str, int]) -> None:
-    cleaned, counts = redact(text)
-    assert counts == kinds
-    assert (cleaned == text) == (not kinds)
-
-
-@given(st.text(alphabet="0123456789-+ ().:@abcDE\n", max_size=120))
-def test_redaction_is_stable(text: str) -> None:
-    once, _ = redact(text)
-    assert redact(once)[0] == once
-
-
 def test_contamination_finds_shared_ngrams_and_names_the_benchmark() -> None:
     question = "A train leaves the station at noon and travels west at sixty miles an hour for three hours"
-    rule = Contamination([("gsm", question), ("short", "What is two plus two?")], n=8)
-    assert rule.find(user(f"Hi! {question.upper()}. Thanks")) == "gsm"
-    assert rule.find(user("what is TWO plus two")) == "short"
+    rule = Contamination([("gsm", question), ("short", "What is two plus two?")], n=8, overlap=0.5)
+    assert rule.find(user(f"Hi! {question.upper()}. Thanks")) == Match("gsm", 1.0)
+    assert rule.find(user("what is TWO plus two")) == Match("short", 1.0)
     assert rule.find(user("A train leaves the station at noon, does it?")) is None
     assert rule.find([Message("assistant", question), Message("user", "go on")]) is None
-    assert Contamination([], n=8).find(user(question)) is None
+    assert Contamination([], n=8, overlap=0.5).find(user(question)) is None
 
 
 def test_rank_without_decay_is_the_order_of_difficulty() -> None:

@@ -5,7 +5,8 @@
 -- ARGV[2…]  for each offer: trail, head (rank key as double, partition as int32, offset as int64, key), body;
 --           three times '' for one that was refused before
 -- returns   {'judge', have} or {'gap', partition, applied, first}: nothing was applied
---           {'ok', {outcome, detail, threshold}…, {id, rank key, threshold, detail}…}: flat lists, '' for none
+--           {'ok', {outcome, detail, threshold, value}…, {id, rank key, threshold, detail, by}…}: flat lists, '' for none;
+--           value: equal slots of a near-duplicate, members of a full category; by: who was admitted instead
 
 -- Candidates with most bands in common whose slots are compared, for each offer: bounds the time of boilerplate.
 local MAX_COMPARED = 64
@@ -62,7 +63,7 @@ local function set_alike(key, n)
   alike_changed[key] = true
 end
 
--- Members alike to t: {key, t, order .. tie .. key}, hardest first.
+-- Members alike to t: {key, t, order .. tie .. key, equal slots}, hardest first.
 local function twins_of(t)
   local hits, candidates = {}, {}
   load_buckets(t.fields)
@@ -92,7 +93,9 @@ local function twins_of(t)
     for j = 1, #mine do
       if mine[j] == theirs[j] then equal = equal + 1 end
     end
-    if equal >= head.needed then twins[#twins + 1] = { key = key, t = other, order = other.order .. other.tie .. key } end
+    if equal >= head.needed then
+      twins[#twins + 1] = { key = key, t = other, order = other.order .. other.tie .. key, equal = equal }
+    end
   end
   table.sort(twins, function(a, b) return less(b.order, a.order) end)
   return twins
@@ -100,6 +103,7 @@ end
 
 local outcomes, evictions, evicted_ids = {}, {}, {}
 local admitted_total, evicted_total = 0, 0
+local newcomer -- id of the offer that is decided about
 
 local function evict(key, t, threshold, detail)
   local rank = redis.call('ZSCORE', RANK, t.tie .. key)
@@ -109,16 +113,18 @@ local function evict(key, t, threshold, detail)
   evicted_total = evicted_total + 1
   local n = #evictions
   evictions[n + 1], evictions[n + 2], evictions[n + 3], evictions[n + 4] = t.id, rank, threshold, detail
+  evictions[n + 5] = newcomer
   evicted_ids[#evicted_ids + 1] = t.id
   evicted_ids[#evicted_ids + 1] = cmsgpack.pack({
     rank_key = tonumber(rank),
     threshold = tonumber(threshold),
     detail = detail ~= '' and detail or nil,
+    by = newcomer,
     ts = head.now,
   })
 end
 
--- Outcome, detail and whether it is new, of one offer that is no member yet.
+-- Outcome, detail, whether it is new and the value that failed, of one offer that is no member yet.
 local function decide(key, t, rank, replay, threshold)
   local m = t.tie .. key
   local order = t.order .. m
@@ -130,7 +136,7 @@ local function decide(key, t, rank, replay, threshold)
   local twins = #t.fields > 0 and twins_of(t) or {}
   if #twins > 0 and less(order, twins[1].order) then
     if not replay then set_alike(twins[1].key, alike_of(twins[1].key) + 1) end
-    return 'near_duplicate', twins[1].t.id
+    return 'near_duplicate', twins[1].t.id, false, twins[1].equal
   end
 
   local leaving, twins_here, inherited = {}, 0, 0
@@ -150,7 +156,9 @@ local function decide(key, t, rank, replay, threshold)
     for _, row in ipairs(rows) do
       local other = sub(row, 21)
       if not leaving[other] and #crowded < wanted then
-        if less(order, sub(row, 9)) then return 'category_full', t.category end
+        if less(order, sub(row, 9)) then
+          return 'category_full', t.category, false, count_of(t.category)
+        end
         crowded[#crowded + 1] = other
       end
     end
@@ -178,7 +186,7 @@ end
 for i = 2, #ARGV, 3 do
   local trail, body = ARGV[i], ARGV[i + 2]
   local threshold = size >= head.capacity and lowest().text or ''
-  local outcome, detail = 'refused', ''
+  local outcome, detail, value = 'refused', '', ''
   if trail ~= '' then
     local rank, partition, offset, key = struct.unpack('>di4i8c8', ARGV[i + 1])
     if trail_of(key) then
@@ -187,7 +195,8 @@ for i = 2, #ARGV, 3 do
       local replay = partition >= 0 and offset <= position(partition)
       local new
       local t = parse(trail)
-      outcome, detail, new = decide(key, t, rank, replay, threshold)
+      newcomer = t.id
+      outcome, detail, new, value = decide(key, t, rank, replay, threshold)
       if new then
         trails[key] = trail
         added[key] = { t.tie .. key, body }
@@ -195,7 +204,7 @@ for i = 2, #ARGV, 3 do
     end
   end
   local n = #outcomes
-  outcomes[n + 1], outcomes[n + 2], outcomes[n + 3] = outcome, detail, threshold
+  outcomes[n + 1], outcomes[n + 2], outcomes[n + 3], outcomes[n + 4] = outcome, detail, threshold, value or ''
 end
 
 -- What left comes first: an id may have left and come back within the batch.
