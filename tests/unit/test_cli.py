@@ -68,6 +68,7 @@ def test_help_is_fast_and_imports_nothing_heavy(tmp_path: Path) -> None:
         ({"HAYPILE_KAFKA__BOOTSTRAP": "nowhere"}, "kafka.bootstrap"),
         ({"HAYPILE_JUDGE__URLS": '["ftp//x"]'}, "judge.urls"),
         ({"HAYPILE_NONSENSE": "1"}, "HAYPILE_NONSENSE"),
+        ({"HAYPILE_REWARD__KIND": "classifier"}, "reward.model"),
     ],
 )
 def test_wrong_settings_end_with_2_and_one_line(tmp_path: Path, environ: dict[str, str], named: str) -> None:
