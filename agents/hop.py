@@ -120,16 +120,26 @@ class Hop:
     async def _divert(self, record: Inbound, error: InvalidRecord) -> None:
         letter = DeadLetter(
             reason=error.reason,
-            error=error.error[:2000],
+            # The text of an unexpected error may hold anything, also what is no UTF-8.
+            error=error.error[:2000].encode("utf-8", "backslashreplace").decode(),
             topic=record.topic,
             partition=record.partition,
             offset=record.offset,
             value=record.value,
             ts=self._now_ms(),
         )
+        try:
+            await self._write(letter, record)
+        except InvalidRecord as too_large:
+            # One record of some megabytes must not stop the stream: the letter says where its bytes are.
+            letter.error = f"{letter.error} (the bytes are in the source topic only: {too_large.error})"
+            letter.left_out, letter.value = len(letter.value), b""
+            await self._write(letter, record)
+        self._metrics.dead_letters.labels(self.name, error.reason).inc()
+        log.info("%s: %s to the dead letters: %s", self.name, record.position, error.reason)
+
+    async def _write(self, letter: DeadLetter, record: Inbound) -> None:
         headers = list(record.headers)
         await patiently(
             lambda: self._producer.send(self._dead_topic, letter, key=record.position, headers=headers), self._waiting
         )
-        self._metrics.dead_letters.labels(self.name, error.reason).inc()
-        log.info("%s: %s to the dead letters: %s", self.name, record.position, error.reason)

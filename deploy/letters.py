@@ -79,7 +79,7 @@ class Replayed:
     sent: int = 0
     failed: int = 0
     refused: list[str] | None = None
-    """Positions whose edit failed."""
+    """What was not sent, and why."""
 
 
 def replay(feed: Feed, letters: Iterable[Letter], edit_with: str | None) -> Replayed:
@@ -92,10 +92,13 @@ def replay(feed: Feed, letters: Iterable[Letter], edit_with: str | None) -> Repl
     refused: list[str] = []
     for entry in letters:
         value = entry.letter.value
+        if entry.letter.left_out:
+            refused.append(f"{entry.position}: its {entry.letter.left_out} bytes are in the source topic only")
+            continue
         if edit_with is not None:
             edited = subprocess.run(edit_with, shell=True, input=value, capture_output=True, check=False)
             if edited.returncode != 0:
-                refused.append(entry.position)
+                refused.append(f"{entry.position}: its edit failed")
                 continue
             value = edited.stdout
         death = {"reason": entry.letter.reason, "error": entry.letter.error[:200], "ts": entry.letter.ts}

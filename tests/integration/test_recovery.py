@@ -59,7 +59,7 @@ def test_dead_letters_are_mended_and_sent_back_and_the_buffer_is_rebuilt_from_th
         assert "3 dead letters, 0 sent back" in haypile(environ, "dlq", "replay", "--dry-run")
         out = haypile(environ, "dlq", "replay", "--edit-with", MEND, code=1)
         assert "2 sent back" in out
-        assert f"the edit of {place} failed" in out
+        assert f"{place}: its edit failed" in out
         wait_accounted(topics, {"fixed-0", "fixed-1"}, dead=3)
 
         haypile(environ, "dlq", "replay", "--reason", "not_json")
