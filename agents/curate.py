@@ -178,7 +178,7 @@ class Curate:
         self._log = log_of_scored
         self._producer = producer
         self._metrics = metrics
-        self._outage = OutageLog("curate", time.monotonic)
+        self._outage = OutageLog("curate's buffer", time.monotonic, metrics.health)
         self._batcher: Batcher[Scored, CuratedOutcome | None] = Batcher(self._flush, BATCH)
 
     async def __call__(self, record: Inbound) -> str:
@@ -208,7 +208,12 @@ class Curate:
 
     async def _replay(self, partition: int, first: int, end: int) -> int:
         log.warning("Redis is behind the log: partition %d, offsets %d to %d", partition, first, end - 1)
-        count = await replay(self._log, self._curator, partition, first, end)
+        what = f"replay of partition {partition}"
+        self._metrics.health.bad(what, f"Redis came back without the offsets {first} to {end - 1}")
+        try:
+            count = await replay(self._log, self._curator, partition, first, end)
+        finally:
+            self._metrics.health.well(what)
         self._metrics.buffer_replayed.inc(count)
         return count
 

@@ -55,7 +55,7 @@ class Hop:
         self._attempts = attempts
         self._on_fatal = on_fatal
         self._now_ms = now_ms
-        self._outage = OutageLog(name, time.monotonic)
+        self._outage = OutageLog(name, time.monotonic, metrics.health)
 
     async def __call__(self, record: Inbound) -> None:
         """Returns when the record is done with, in one way or another. Never raises (but when cancelled)."""
@@ -88,6 +88,10 @@ class Hop:
 
     def _watch(self, outcome: str) -> None:
         self._limit.count(outcome == DEAD)
+        if self._limit.near:
+            self._metrics.health.bad(f"{self.name} diverts", f"{self._limit} became dead letters")
+        else:
+            self._metrics.health.well(f"{self.name} diverts")
         if self._limit.exceeded:
             raise Fatal(
                 f"{self.name}: {self._limit} became dead letters (worker.max_dead_share): something other than "

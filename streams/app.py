@@ -40,6 +40,8 @@ class Hops:
     def __init__(self, app: faust.App, drain_s: float) -> None:
         self.app = app
         self.windows: dict[str, OrderedWindow[Any]] = {}
+        self.taken: dict[tuple[str, int], int] = {}
+        """Topic and partition → the offset after the last record taken, since the last assignment."""
         self._drain_s = drain_s
         app.on_partitions_revoked.connect(self._revoked, weak=False)
         app.on_before_shutdown.connect(self._shutdown, weak=False)
@@ -66,7 +68,9 @@ class Hops:
                 await handle(_inbound(event.message))
 
             async for event in records.events():
-                await window.submit(event.message.partition, event, one)
+                message = event.message
+                self.taken[message.topic, message.partition] = message.offset + 1
+                await window.submit(message.partition, event, one)
 
         self.app.agent(channel, name=name, concurrency=1)(run)
 
@@ -84,6 +88,7 @@ class Hops:
         # Faust has stopped the flow and emptied the agents' queues. What the window holds is finished and committed
         # before the partitions go, or given up: Faust's own wait for this (`stream_wait_empty`) has no bound.
         await self._drain(close=False)
+        self.taken.clear()
         self.on_revoked()
         await self.app.consumer.commit()
 

@@ -50,7 +50,8 @@ def configs_of(kafka: KafkaSettings) -> dict[str, str]:
     """Kafka's own settings of a topic that haypile creates.
 
     Its default for the largest record (1 MB) is under what we produce: a dead letter is 4/3 of its record. With three
-    replicas two must have a record before it counts as written; with two, waiting for both would stop on the loss of one.
+    replicas two must have a record before it counts as written; of two, waiting for both would stop on the loss of
+    one.
     """
     configs = {"max.message.bytes": str(kafka.max_message_bytes)}
     if kafka.replication >= 3:

@@ -1,9 +1,10 @@
 """Malformed records through the frame that every record goes through: decoder, normaliser, redaction, dead letters.
 
-`python -m tests.fuzz --records 1000000 --seed 1` (`make fuzz`) mutates valid records and gives each to a real `Hop` with
-the real `Ingest`; only Redis and the broker are replaced by dictionaries, which get the same bytes as the real ones. Every
-record must be accounted for: accepted, refused as a repeat, or a dead letter whose base64 gives back the exact bytes. Any
-exception but `InvalidRecord` is a defect. The bytes also go through what else reads records that strangers can write.
+`python -m tests.fuzz --records 1000000 --seed 1` (`make fuzz`) mutates valid records and gives each to a real `Hop`
+with the real `Ingest`; only Redis and the broker are replaced by dictionaries, which get the same bytes as the real
+ones. Every record must be accounted for: accepted, refused as a repeat, or a dead letter whose base64 gives back the
+exact bytes. Any exception but `InvalidRecord` is a defect. The bytes also go through what else reads records that
+strangers can write.
 """
 
 import argparse
@@ -67,18 +68,22 @@ SEEDS: tuple[dict[str, Any], ...] = (
 )
 
 VALUES: tuple[str, ...] = (
-    "null", "true", "0", "-0", "-1", "1e400", "-1e400", "1e-400", "NaN", "-Infinity", "9" * 30, "9" * 400, "1" + "0" * 5000,
-    "1.7976931348623157e308", "1e308", "9223372036854775808", "-9223372036854775809", "0x1f", "01", "1.", ".5", "+1",
+    "null", "true", "0", "-0", "-1", "1e400", "-1e400", "1e-400", "NaN", "-Infinity", "9" * 30, "9" * 400,
+    "1" + "0" * 5000, "1.7976931348623157e308", "1e308", "9223372036854775808", "-9223372036854775809",
+    "0x1f", "01", "1.", ".5", "+1",
     '""', '" "', '"\\u0000"', '"\\ud800"', '"\\udc00\\ud800"', '"\\ud83d\\ude00"', '"\\u200b\\ufeff"', '"\\x"', "'a'",
-    "[]", "{}", "[[[[]]]]", '{"role": "user"}', '[{"role": "user", "content": 1}]', '[{"role": "user", "content": "a"}]',
-    '"2026-13-45T99:99:99Z"', '"2026-01-01T00:00:00+99:99"', '"0001-01-01T00:00:00+23:59"', '"9999-12-31T23:59:59-23:59"',
+    "[]", "{}", "[[[[]]]]",
+    '{"role": "user"}', '[{"role": "user", "content": 1}]', '[{"role": "user", "content": "a"}]',
+    '"2026-13-45T99:99:99Z"', '"2026-01-01T00:00:00+99:99"', '"0001-01-01T00:00:00+23:59"',
+    '"9999-12-31T23:59:59-23:59"',
     '"user"', '{"a": 1}', '{"a": "b", "a": "c"}', "undefined", "", "\x00", "\ufeff",
 )  # fmt: skip
 """JSON values, and what looks like one."""
 
 BYTES: tuple[bytes, ...] = (
-    b"\x00", b"\xef\xbb\xbf", b"\xff", b"\xfe\xff", b"\xc0\x80", b"\xed\xa0\x80", b"\xf4\x90\x80\x80", b"\xe2\x82", b"\x80",
-    b"\xf0\x9f\x98", b'"', b"\\", b"{", b"}", b"[", b"]", b",", b":", b"\n", b"\x1b[31m", b"\\u", b"\\ud800", b"/*", b"//",
+    b"\x00", b"\xef\xbb\xbf", b"\xff", b"\xfe\xff", b"\xc0\x80", b"\xed\xa0\x80", b"\xf4\x90\x80\x80", b"\xe2\x82",
+    b"\x80", b"\xf0\x9f\x98", b'"', b"\\", b"{", b"}", b"[", b"]", b",", b":", b"\n",
+    b"\x1b[31m", b"\\u", b"\\ud800", b"/*", b"//",
 )  # fmt: skip
 """Pieces that break an encoding or a parser."""
 

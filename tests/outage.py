@@ -2,8 +2,9 @@
 
 `python -m tests.outage` (`make outage`) starts a broker, Valkey, a fake vLLM and one `haypile worker` with the default
 window, sends records at a constant rate, and takes vLLM away: for the first half of the outage it hangs (SIGSTOP: the
-connections stay, no answer comes), for the second half nothing listens (SIGKILL). Then it is back, the backlog is worked
-off, and every record is accounted for by id. Prints one line a sample and a report; exit code 1 if a promise is broken.
+connections stay, no answer comes), for the second half nothing listens (SIGKILL). Then it is back, the backlog is
+worked off, and every record is accounted for by id. Prints one line a sample and a report; exit code 1 if a promise is
+broken.
 """
 
 import argparse
@@ -26,9 +27,10 @@ from tests.support.stack import Process, Topics, Worker, running_broker, wait_fo
 from tests.support.valkey import Valkey
 
 BOUND_MIB = 96
-"""What a worker's resident memory may grow by in an outage, however long it is. At most a window and a stream's queue of
-records a hop are held (3 x (256 + 512) records of 4 kB: 9 MiB, as Python objects perhaps three times that), and one fetch
-of 1 MiB for each partition and topic (12 MiB); the rest is room for the allocator. The input of the long form is more."""
+"""What a worker's resident memory may grow by in an outage, however long it is. At most a window and a stream's queue
+of records a hop are held (3 x (256 + 512) records of 4 kB: 9 MiB, as Python objects perhaps three times that), and one
+fetch of 1 MiB for each partition and topic (12 MiB); the rest is room for the allocator. The input of the long form is
+more."""
 WINDOW = 256
 """`worker.window`'s default."""
 BACK_S = 15

@@ -132,7 +132,7 @@ class FakeVllm:
         return {"choices": [{"index": i, "message": {"role": "assistant", "content": t}} for i, t in enumerate(texts)]}
 
     def _classify_body(self, body: dict[str, Any]) -> dict[str, Any]:
-        """As `vllm/entrypoints/pooling/classify` builds it (0.32): a one-label reward model, -8..8 by the text's hash."""
+        """As vLLM's `entrypoints/pooling/classify` builds it (0.32): a one-label model, -8..8 by the text's hash."""
         texts = [body["input"]] if isinstance(body["input"], str) else body["input"]
         logits = [hashlib.sha256(text.encode()).digest()[0] / 16 - 8 for text in texts]
         if body.get("use_activation", True):
@@ -142,7 +142,14 @@ class FakeVllm:
             for index, logit in enumerate(logits)
         ]
         usage = {"prompt_tokens": sum(len(text) // 4 for text in texts)}
-        return {"id": "classify-1", "object": "list", "created": 1, "model": body["model"], "data": data, "usage": usage}
+        return {
+            "id": "classify-1",
+            "object": "list",
+            "created": 1,
+            "model": body["model"],
+            "data": data,
+            "usage": usage,
+        }
 
     async def _load(self, request: web.Request) -> web.StreamResponse:
         failed = await self._faulty(request)

@@ -129,7 +129,9 @@ def test_doctor_and_status_say_all_that_is_wrong(tmp_path: Path) -> None:
     status = haypile("status", "--json", cwd=tmp_path, environ=DEAD)
     assert status.returncode == 1
     parts = json.loads(status.stdout)
-    assert {name for name, part in parts.items() if "error" in part} == {"kafka", "buffer", "vllm", "last_run"}
+    assert {name for name, part in parts.items() if "error" in part} == {
+        "kafka", "buffer", "vllm", "last_run", "degraded"
+    }  # fmt: skip
 
 
 def test_config_show_tells_origins_and_hides_secrets(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""Malformed records: the seeded run in short, and hypothesis on the same path. The long run is `python -m tests.fuzz`."""
+"""Malformed records: the seeded run in short, hypothesis on the same path. The long run: `python -m tests.fuzz`."""
 
 import asyncio
 import random
@@ -54,7 +54,9 @@ def test_any_bytes_are_accepted_or_come_back_whole_from_the_dead_letters(value: 
 
 
 @given(
-    st.dictionaries(st.sampled_from(["difficulty", "quality", "ts", "judge", "id"]), st.sampled_from(VALUES), max_size=5),
+    st.dictionaries(
+        st.sampled_from(["difficulty", "quality", "ts", "judge", "id"]), st.sampled_from(VALUES), max_size=5
+    ),
 )
 def test_no_record_of_the_log_raises_whoever_wrote_it(fields: dict[str, str]) -> None:
     wanted = {"id": '"a"', "prompt_id": '"b"', "messages": '[{"role": "user", "content": "a"}]', "ts": "1"}
