@@ -15,6 +15,12 @@ from streams.window import OrderedWindow
 
 log = logging.getLogger(__name__)
 
+LONGEST_OUTAGE_S = 7 * 86_400.0
+"""A worker whose queues are full polls nothing. After this time without a poll the Kafka client leaves the group, and
+does not come back (tried: records stay where they are although the judge answers again). Kafka's default is 5 minutes,
+Faust's 17: an outage may be longer. A process that died is noticed by its heartbeats, after the session time-out.
+"""
+
 
 @dataclass(frozen=True)
 class Inbound:
@@ -117,6 +123,7 @@ def create_app(settings: Settings) -> Hops:
         broker_session_timeout=session_s,
         broker_heartbeat_interval=max(1.0, session_s / 10),
         broker_rebalance_timeout=session_s + settings.worker.drain_s,
+        broker_max_poll_interval=LONGEST_OUTAGE_S,
         broker_commit_interval=1.0,
         consumer_auto_offset_reset="earliest",
         producer_acks=-1,

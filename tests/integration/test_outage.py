@@ -54,8 +54,7 @@ def test_in_an_outage_consumption_stops_memory_is_bounded_and_work_goes_on_with_
         wait_for("the outage is noticed", lambda: worker.metrics().get('haypile_retries_total{hop="score"}'), 60)
         noticed = time.time()
         before = rss_mib(worker.popen.pid)
-        for first in range(4, LARGE, 100):
-            topics.send([accepted(i) for i in range(first, min(first + 100, LARGE))], topics.names.accepted)
+        topics.send([accepted(i) for i in range(4, LARGE)], topics.names.accepted)
         in_flight = 'haypile_records_in_flight{hop="score"}'
         wait_for("a full window", lambda: worker.metrics().get(in_flight, 0) >= WINDOW, 30)
         most = 0.0
@@ -94,7 +93,7 @@ def test_sigterm_under_load_ends_in_time_and_what_is_finished_is_committed(
 ) -> None:
     port = free_port()
     environ = {**environ, "HAYPILE_JUDGE__URLS": json.dumps([f"http://127.0.0.1:{port}"])}
-    raw = prompts(3000, seed=6)
+    raw = prompts(2000, seed=6)
     vllm = start_vllm(tmp_path, port, 0.05)
     worker = Worker(tmp_path, "first", "ingest,score,curate", environ)
     try:

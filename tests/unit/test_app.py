@@ -95,6 +95,7 @@ def test_faust_is_set_up_so_that_it_neither_reorders_nor_decodes_nor_hoards() ->
     assert conf.stream_buffer_maxsize <= 4 * settings.worker.window, "memory in an outage"
     assert conf.stream_wait_empty is False, "that wait has no bound"
     assert conf.consumer_auto_offset_reset == "earliest"
+    assert conf.broker_max_poll_interval >= 86_400, "a client that does not poll leaves the group and stays away"
     assert conf.broker_rebalance_timeout > settings.worker.drain_s
 
 
