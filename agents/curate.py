@@ -144,8 +144,17 @@ class Log:
             await consumer.stop()
 
 
-async def replay(log_of_scored: Log, curator: Curator, partition: int, first: int, end: int) -> int:
+async def replay(
+    log_of_scored: Log,
+    curator: Curator,
+    partition: int,
+    first: int,
+    end: int,
+    at: Callable[[int], None] = lambda offset: None,
+) -> int:
     """Applies the log's offsets `first` to `end` - 1 of a partition; returns how many records there were.
+
+    `at` is told each offset that it has come to.
 
     The position ends at `end` - 1 even where the log has holes (retention, compaction).
     """
@@ -154,6 +163,7 @@ async def replay(log_of_scored: Log, curator: Curator, partition: int, first: in
         await curator.apply(records, [Position(partition, first, records[-1].offset)])
         count += len(records)
         first = records[-1].offset + 1
+        at(first)
     if first < end:
         await curator.apply([], [Position(partition, first, end - 1)])
     return count
@@ -209,9 +219,13 @@ class Curate:
     async def _replay(self, partition: int, first: int, end: int) -> int:
         log.warning("Redis is behind the log: partition %d, offsets %d to %d", partition, first, end - 1)
         what = f"replay of partition {partition}"
-        self._metrics.health.bad(what, f"Redis came back without the offsets {first} to {end - 1}")
+
+        def at(offset: int) -> None:
+            self._metrics.health.bad(what, f"Redis came back without offsets; now at {offset} of {end - 1}")
+
+        at(first)
         try:
-            count = await replay(self._log, self._curator, partition, first, end)
+            count = await replay(self._log, self._curator, partition, first, end, at)
         finally:
             self._metrics.health.well(what)
         self._metrics.buffer_replayed.inc(count)

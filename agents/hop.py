@@ -144,6 +144,15 @@ class Hop:
 
     async def _write(self, letter: DeadLetter, record: Inbound) -> None:
         headers = list(record.headers)
+        waited = False
+
+        def waiting(error: Transient) -> None:
+            nonlocal waited
+            waited = True
+            self._waiting(error)
+
         await patiently(
-            lambda: self._producer.send(self._dead_topic, letter, key=record.position, headers=headers), self._waiting
+            lambda: self._producer.send(self._dead_topic, letter, key=record.position, headers=headers), waiting
         )
+        if waited:  # else it says nothing about what other records wait for
+            self._outage.worked()

@@ -19,6 +19,9 @@ from streams.redis_client import translate
 
 SILENT_S = 30.0
 """Six reports that did not come."""
+STALE_S = 600.0
+"""What nobody has complained about for so long is over: whoever waited lost its partitions. Twice our longest time-out.
+"""
 KEEP_S = 86_400.0
 """The entry of a process that was killed is of use for a day."""
 
@@ -51,10 +54,15 @@ class Health:
         self._gauge = gauge
         self._clock = clock
         self._bad: dict[str, Degraded] = {}
+        self._heard: dict[str, float] = {}
 
     def bad(self, what: str, detail: str, for_s: float = 0.0) -> None:
-        """`what` does not work, now or since `for_s` seconds. The first call of an outage sets its beginning."""
+        """`what` does not work, now or since `for_s` seconds. The first call of an outage sets its beginning.
+
+        Call it again while it lasts: after `STALE_S` without a word it is over.
+        """
         known = self._bad.get(what)
+        self._heard[what] = self._clock()
         if known is not None:
             known.detail = detail
             return
@@ -78,6 +86,8 @@ class Health:
     @property
     def degraded(self) -> list[Degraded]:
         """The oldest first."""
+        for what in [what for what in self._bad if self._clock() - self._heard[what] > STALE_S]:
+            self.well(what)
         return sorted(self._bad.values(), key=lambda entry: entry.since)
 
 

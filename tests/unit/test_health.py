@@ -16,7 +16,7 @@ from deploy.observer import Observer
 from streams.buffer.base import BufferRules
 from streams.buffer.memory import MemoryBuffer
 from streams.errors import Transient
-from streams.health import KEEP_S, SILENT_S, Degraded, Health, HealthStore, ProcessHealth
+from streams.health import KEEP_S, SILENT_S, STALE_S, Degraded, Health, HealthStore, ProcessHealth
 from streams.metrics import Metrics
 from streams.redis_client import connect
 from streams.retry import OutageLog
@@ -57,6 +57,18 @@ def test_the_first_failure_sets_the_beginning_and_the_end_takes_it_away() -> Non
     clock.now += 1
     outage.failed(Transient("again"))
     assert health.degraded[0].since == 1501.0
+
+
+def test_what_nobody_complains_about_any_more_is_over() -> None:
+    health, clock, metrics = made()
+    health.bad("score waits", "vLLM")
+    for _ in range(5):
+        clock.now += STALE_S - 1
+        health.bad("score waits", "vLLM")
+    assert health.degraded[0].since == 1000.0
+    clock.now += STALE_S + 1
+    assert health.degraded == []
+    assert since(metrics, "score waits") is None
 
 
 def test_a_group_holds_exactly_what_is_bad_now() -> None:

@@ -74,6 +74,7 @@ async def test_an_invalid_record_becomes_a_dead_letter_with_its_bytes_also_when_
         reason="not_utf8", error="no", topic="prompts.raw", partition=1, offset=2, value=b"\xff bytes", ts=42
     )
     assert headers == [("traceparent", b"00-1")]
+    assert metrics.health.degraded == [], "the broker's outage is over"
     assert count(metrics, "haypile_dead_letters_total", hop="ingest", reason="not_utf8") == 1
 
 
