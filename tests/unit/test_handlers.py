@@ -138,6 +138,9 @@ async def test_a_redelivered_record_is_no_repeat_of_itself_but_another_one_is(se
     value = json.dumps({"id": "a", "prompt": "Why?"}).encode()
     assert [await ingest(inbound(value)), await ingest(inbound(value))] == ["accepted", "accepted"]
     assert await ingest(inbound(json.dumps({"id": "b", "prompt": " Why? "}).encode(), 1)) == "exact_repeat"
+    assert await ingest(inbound(value)) == "accepted", (
+        "redelivered after the repeat: still the first, else it were lost"
+    )
     twice = json.dumps({"prompt": "How?"}).encode()
     outcomes = await asyncio.gather(ingest(inbound(twice, 2)), ingest(inbound(twice, 2)), ingest(inbound(twice, 3)))
     assert outcomes == ["accepted", "accepted", "exact_repeat"], "also within one round trip, and without an id"
