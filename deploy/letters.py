@@ -116,8 +116,10 @@ def replay(feed: Feed, letters: Iterable[Letter], edit_with: str | None) -> Repl
 
 
 def find(letters: Iterable[Letter], position: str) -> Letter:
-    """The letter of a place (`topic:partition:offset`). Raises `Fatal` when there is none."""
+    """The letter of a place (`topic:partition:offset`); of a record that was sent back from there and died again, its
+    last one. Raises `Fatal` when there is none.
+    """
     for entry in letters:
-        if entry.position == position:
+        if position in (entry.position, *(death.get("at") for death in entry.attempts)):
             return entry
     raise Fatal(f"no dead letter from {position}; `haypile dlq list` shows the places")

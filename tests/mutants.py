@@ -46,8 +46,8 @@ def load() -> list[Mutant]:
     return [Mutant(**row) for row in rows]
 
 
-def noticed(mutant: Mutant, copy: Path) -> bool:
-    """Whether the test fails in the copy with the line changed. The copy is as before afterwards."""
+def noticed(mutant: Mutant, copy: Path) -> str:
+    """What the test says in the copy with the line changed; empty if it passes. The copy is as before afterwards."""
     path = copy / mutant.file
     text = path.read_text("utf-8")
     if text.count(mutant.old) != 1:
@@ -66,7 +66,10 @@ def noticed(mutant: Mutant, copy: Path) -> bool:
         path.write_text(text, "utf-8")
     if run.returncode not in (0, 1):
         raise SystemExit(f"{mutant.test} did not run:\n{run.stdout[-2000:]}{run.stderr[-2000:]}")
-    return run.returncode == 1
+    if run.returncode == 0:
+        return ""
+    said = [line[1:].strip() for line in run.stdout.splitlines() if line.startswith("E  ")]
+    return said[0][:100] if said else "it fails"
 
 
 def table() -> str:
@@ -99,7 +102,12 @@ def main() -> None:
             shutil.copy(ROOT / name, copy / name)
         for mutant in chosen:
             found = noticed(mutant, copy)
-            print(f"{'noticed' if found else 'MISSED '}  {mutant.rule}  {mutant.claim}", flush=True)
+            verdict = (
+                f"noticed  {mutant.rule}  {mutant.claim}: {found}"
+                if found
+                else f"MISSED   {mutant.rule}  {mutant.claim}"
+            )
+            print(verdict, flush=True)
             if not found:
                 missed.append(mutant)
     print(f"{len(chosen) - len(missed)} of {len(chosen)} noticed")

@@ -27,10 +27,10 @@ from tests.support.stack import Process, Topics, Worker, running_broker, wait_fo
 from tests.support.valkey import Valkey
 
 BOUND_MIB = 96
-"""What a worker's resident memory may grow by in an outage, however long it is. At most a window and a stream's queue
-of records a hop are held (3 x (256 + 512) records of 4 kB: 9 MiB, as Python objects perhaps three times that), and one
-fetch of 1 MiB for each partition and topic (12 MiB); the rest is room for the allocator. The input of the long form is
-more."""
+"""What a worker's resident memory may grow by in an outage and after it, however long it is. At most a window and a
+stream's queue of records a hop are held (3 x (256 + 512) records of 4 kB: 9 MiB, as Python objects perhaps three
+times that), and one fetch of 1 MiB for each partition and topic (12 MiB); the rest is room for the allocator. The input
+of the long form is more."""
 WINDOW = 256
 """`worker.window`'s default."""
 BACK_S = 15
@@ -108,7 +108,9 @@ class Report:
     sent: int
     sent_mib: float
     rss_before: float
+    rss_most_in_outage: float
     rss_most: float
+    """Also while the backlog is worked off."""
     rss_growth: float
     in_flight_most: int
     scored_in_outage: int
@@ -196,9 +198,15 @@ def run(folder: Path, outage_s: float, per_s: float, chars: int, seed: int, quie
                 wait_for("it goes on", lambda: worker.handled("score") > was, 120)
                 first = time.monotonic() - back
                 sender.stop()
-                wait_for("the backlog is gone", lambda: curated(worker) >= sender.sent, 1200, every_s=1)
+
+                def worked_off_all() -> bool:
+                    nonlocal most
+                    most = max(most, rss_mib(worker.popen.pid))
+                    return curated(worker) >= sender.sent
+
+                in_outage = most
+                wait_for("the backlog is gone", worked_off_all, 3600, every_s=1)
                 worked_off = time.monotonic() - back
-                most = max(most, rss_mib(worker.popen.pid))
                 code = worker.terminate(60)
             finally:
                 worker.kill()
@@ -212,6 +220,7 @@ def run(folder: Path, outage_s: float, per_s: float, chars: int, seed: int, quie
                 sent=sender.sent,
                 sent_mib=round(size / 2**20, 1),
                 rss_before=round(before, 1),
+                rss_most_in_outage=round(in_outage, 1),
                 rss_most=round(most, 1),
                 rss_growth=round(most - before, 1),
                 in_flight_most=in_flight,

@@ -71,6 +71,7 @@ def test_replaying_what_dies_again_does_not_double_it(topic: list[Message]) -> N
         assert death["reason"] in ("not_json", "empty")
     topic.append(message(11, trail=json.loads(feed.out[0][2][TRAIL])))  # the first one died again
     assert [entry.position for entry in read()] == ["prompts.raw:0:2", "prompts.raw:0:11"]
+    assert find(read(), "prompts.raw:0:1").position == "prompts.raw:0:11", "its last death, with the trail"
     feed = Feed()
     replay(feed, [entry for entry in read() if entry.letter.reason == "not_json"], None)  # type: ignore[arg-type]
     [(_, _, headers)] = feed.out
