@@ -57,7 +57,7 @@ $(VLLM_READY): requirements-vllm.lock
 	touch $@
 	echo "  .venv-vllm is ready after $$((SECONDS - started)) s"
 
-.PHONY: help setup demo up test lint check chaos curation format lock clean
+.PHONY: help setup demo up test lint check chaos outage fuzz mutants curation format lock clean
 
 help:
 	@echo "make setup   the two venvs (every other target does this by itself)"
@@ -67,6 +67,9 @@ help:
 	echo "make lint    format, lint, types and import contracts"
 	echo "make check   make lint, then make test: what CI runs"
 	echo "make chaos   breaks the running system from a seeded schedule and accounts for every record (15 minutes)"
+	echo "make outage  a worker under constant input without vLLM for ten minutes, its memory sampled (20 minutes)"
+	echo "make fuzz    a million malformed records, each accounted for (10 minutes)"
+	echo "make mutants takes out the lines that keep the promises of delivery; a test must notice each (20 minutes)"
 	echo "make curation  measures the curation rules and writes the tables of docs/curation.md (CURATION=... for one)"
 	echo "make format  formats the code and applies safe lint fixes"
 	echo "make lock    resolves the lock files anew"
@@ -94,6 +97,18 @@ check: lint test
 # CHAOS="--seed 2 --records 5000 --faults 24" for another run.
 chaos: $(READY)
 	@exec $(BIN)/python -m tests.chaos.run $(CHAOS)
+
+# OUTAGE="--seconds 60 --rate 100" for another run.
+outage: $(READY)
+	@exec $(BIN)/python -m tests.outage $(OUTAGE)
+
+# FUZZ="--records 100000 --seed 2" for another run.
+fuzz: $(READY)
+	@exec $(BIN)/python -m tests.fuzz $(FUZZ)
+
+# MUTANTS="--quick" leaves out what starts a broker and workers.
+mutants: $(READY)
+	@exec $(BIN)/python -m tests.mutants $(MUTANTS)
 
 # CURATION="near-duplicates" for one table, printed and not written.
 curation: $(READY)

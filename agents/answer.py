@@ -43,7 +43,7 @@ class Answer:
         self._wanted = wanted
         self._metrics = metrics
         self._now_ms = now_ms
-        self._outage = OutageLog("answer", time.monotonic)
+        self._outage = OutageLog("answer", time.monotonic, metrics.health)
 
     async def run(self, stop: asyncio.Event) -> None:
         """Works until `stop`. Raises only `Fatal`."""

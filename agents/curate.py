@@ -151,8 +151,17 @@ class Log:
             await consumer.stop()
 
 
-async def replay(log_of_scored: Log, curator: Curator, partition: int, first: int, end: int) -> int:
+async def replay(
+    log_of_scored: Log,
+    curator: Curator,
+    partition: int,
+    first: int,
+    end: int,
+    at: Callable[[int], None] = lambda offset: None,
+) -> int:
     """Applies the log's offsets `first` to `end` - 1 of a partition; returns how many records there were.
+
+    `at` is told each offset that it has come to.
 
     The position ends at `end` - 1 even where the log has holes (retention, compaction).
     """
@@ -161,6 +170,7 @@ async def replay(log_of_scored: Log, curator: Curator, partition: int, first: in
         await curator.apply(records, [Position(partition, first, records[-1].offset)])
         count += len(records)
         first = records[-1].offset + 1
+        at(first)
     if first < end:
         await curator.apply([], [Position(partition, first, end - 1)])
     return count
@@ -185,7 +195,7 @@ class Curate:
         self._log = log_of_scored
         self._producer = producer
         self._metrics = metrics
-        self._outage = OutageLog("curate", time.monotonic)
+        self._outage = OutageLog("curate's buffer", time.monotonic, metrics.health)
         self._batcher: Batcher[Scored, CuratedOutcome | None] = Batcher(self._flush, BATCH)
 
     async def __call__(self, record: Inbound) -> str:
@@ -215,7 +225,16 @@ class Curate:
 
     async def _replay(self, partition: int, first: int, end: int) -> int:
         log.warning("Redis is behind the log: partition %d, offsets %d to %d", partition, first, end - 1)
-        count = await replay(self._log, self._curator, partition, first, end)
+        what = f"replay of partition {partition}"
+
+        def at(offset: int) -> None:
+            self._metrics.health.bad(what, f"Redis came back without offsets; now at {offset} of {end - 1}")
+
+        at(first)
+        try:
+            count = await replay(self._log, self._curator, partition, first, end, at)
+        finally:
+            self._metrics.health.well(what)
         self._metrics.buffer_replayed.inc(count)
         return count
 

@@ -55,7 +55,7 @@ class Hop:
         self._attempts = attempts
         self._on_fatal = on_fatal
         self._now_ms = now_ms
-        self._outage = OutageLog(name, time.monotonic)
+        self._outage = OutageLog(name, time.monotonic, metrics.health)
 
     async def __call__(self, record: Inbound) -> None:
         """Returns when the record is done with, in one way or another. Never raises (but when cancelled)."""
@@ -88,6 +88,10 @@ class Hop:
 
     def _watch(self, outcome: str) -> None:
         self._limit.count(outcome == DEAD)
+        if self._limit.near:
+            self._metrics.health.bad(f"{self.name} diverts", f"{self._limit} became dead letters")
+        else:
+            self._metrics.health.well(f"{self.name} diverts")
         if self._limit.exceeded:
             raise Fatal(
                 f"{self.name}: {self._limit} became dead letters (worker.max_dead_share): something other than "
@@ -120,16 +124,35 @@ class Hop:
     async def _divert(self, record: Inbound, error: InvalidRecord) -> None:
         letter = DeadLetter(
             reason=error.reason,
-            error=error.error[:2000],
+            # The text of an unexpected error may hold anything, also what is no UTF-8.
+            error=error.error[:2000].encode("utf-8", "backslashreplace").decode(),
             topic=record.topic,
             partition=record.partition,
             offset=record.offset,
             value=record.value,
             ts=self._now_ms(),
         )
-        headers = list(record.headers)
-        await patiently(
-            lambda: self._producer.send(self._dead_topic, letter, key=record.position, headers=headers), self._waiting
-        )
+        try:
+            await self._write(letter, record)
+        except InvalidRecord as too_large:
+            # One record of some megabytes must not stop the stream: the letter says where its bytes are.
+            letter.error = f"{letter.error} (the bytes are in the source topic only: {too_large.error})"
+            letter.left_out, letter.value = len(letter.value), b""
+            await self._write(letter, record)
         self._metrics.dead_letters.labels(self.name, error.reason).inc()
         log.info("%s: %s to the dead letters: %s", self.name, record.position, error.reason)
+
+    async def _write(self, letter: DeadLetter, record: Inbound) -> None:
+        headers = list(record.headers)
+        waited = False
+
+        def waiting(error: Transient) -> None:
+            nonlocal waited
+            waited = True
+            self._waiting(error)
+
+        await patiently(
+            lambda: self._producer.send(self._dead_topic, letter, key=record.position, headers=headers), waiting
+        )
+        if waited:  # else it says nothing about what other records wait for
+            self._outage.worked()

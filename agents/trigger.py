@@ -134,7 +134,7 @@ class Trigger:
         self._producer = producer
         self._metrics = metrics
         self._now_ms = now_ms
-        self._outage = OutageLog("trigger", time.monotonic)
+        self._outage = OutageLog("trigger", time.monotonic, metrics.health)
 
     async def run(self, stop: asyncio.Event) -> None:
         """Works until `stop`; then gives the lease back. Raises only `Fatal`."""

@@ -40,7 +40,7 @@ def lines_of(stream: Iterable[bytes], kind: str, source: str) -> Iterator[Line]:
 def _json_line(number: int, line: bytes) -> Line:
     try:
         record = decode(RawPrompt, line)
-    except (msgspec.MsgspecError, UnicodeDecodeError) as error:
+    except msgspec.MsgspecError as error:
         return number, line, None, str(error)
     if record.prompt is None and record.messages is None:
         return number, line, None, "has neither `prompt` nor `messages`"
@@ -62,7 +62,7 @@ def key_of(value: bytes) -> bytes | None:
     """The key of a raw record: its user, so that one user's prompts stay in order; None when there is none to read."""
     try:
         record: Any = json.loads(value)
-    except ValueError:
+    except (ValueError, RecursionError):
         return None
     user_id = record.get("user_id") if isinstance(record, dict) else None
     return _key(user_id) if isinstance(user_id, str) else None

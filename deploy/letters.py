@@ -37,14 +37,18 @@ class Letter:
             if name == TRAIL:
                 try:
                     found = json.loads(value)
-                except ValueError:
+                except (ValueError, RecursionError):  # anyone may write headers
                     return []
-                return found if isinstance(found, list) else []
+                return [death for death in found if isinstance(death, dict)] if isinstance(found, list) else []
         return []
 
 
 def read_letters(kafka: KafkaSettings) -> list[Letter]:
-    """All dead letters, the oldest first; one that was written twice (a redelivery) once. Raises `Transient`."""
+    """All dead letters, the oldest first; one that was written twice (a redelivery) once. Raises `Transient`.
+
+    One that was sent back and died again is told by its last death only, which has the others in its trail: else each
+    replay would double what the next one sends.
+    """
     found: dict[tuple[str, str], Letter] = {}
     for message in read_topics(kafka, topic_names(kafka).dead):
         try:
@@ -61,7 +65,9 @@ def read_letters(kafka: KafkaSettings) -> list[Letter]:
             )
         entry = Letter(letter, message.headers)
         found.setdefault((entry.position, letter.reason), entry)
-    return sorted(found.values(), key=lambda entry: entry.letter.ts)
+    earlier = {attempt.get("at") for entry in found.values() for attempt in entry.attempts}
+    last = [entry for entry in found.values() if entry.position not in earlier]
+    return sorted(last, key=lambda entry: entry.letter.ts)
 
 
 def by_reason(letters: Iterable[Letter]) -> dict[str, list[Letter]]:
@@ -79,7 +85,7 @@ class Replayed:
     sent: int = 0
     failed: int = 0
     refused: list[str] | None = None
-    """Positions whose edit failed."""
+    """What was not sent, and why."""
 
 
 def replay(feed: Feed, letters: Iterable[Letter], edit_with: str | None) -> Replayed:
@@ -92,10 +98,13 @@ def replay(feed: Feed, letters: Iterable[Letter], edit_with: str | None) -> Repl
     refused: list[str] = []
     for entry in letters:
         value = entry.letter.value
+        if entry.letter.left_out:
+            refused.append(f"{entry.position}: its {entry.letter.left_out} bytes are in the source topic only")
+            continue
         if edit_with is not None:
             edited = subprocess.run(edit_with, shell=True, input=value, capture_output=True, check=False)
             if edited.returncode != 0:
-                refused.append(entry.position)
+                refused.append(f"{entry.position}: its edit failed")
                 continue
             value = edited.stdout
         death = {"reason": entry.letter.reason, "error": entry.letter.error[:200], "ts": entry.letter.ts}
@@ -107,8 +116,10 @@ def replay(feed: Feed, letters: Iterable[Letter], edit_with: str | None) -> Repl
 
 
 def find(letters: Iterable[Letter], position: str) -> Letter:
-    """The letter of a place (`topic:partition:offset`). Raises `Fatal` when there is none."""
+    """The letter of a place (`topic:partition:offset`); of a record that was sent back from there and died again, its
+    last one. Raises `Fatal` when there is none.
+    """
     for entry in letters:
-        if entry.position == position:
+        if position in (entry.position, *(death.get("at") for death in entry.attempts)):
             return entry
     raise Fatal(f"no dead letter from {position}; `haypile dlq list` shows the places")

@@ -27,6 +27,7 @@ from agents.score import Score
 from deploy import intake
 from deploy.clients import judge_pool as judge_pool_of
 from deploy.clients import teacher_pool
+from deploy.observer import Observer
 from streams.app import Hops, create_app
 from streams.buffer.base import Buffer, BufferName, rules
 from streams.buffer.redis import RedisBuffer
@@ -45,9 +46,6 @@ if TYPE_CHECKING:
     from agents.trigger import Trigger
 
 log = logging.getLogger(__name__)
-
-OBSERVE_S = 5.0
-"""How often the gauges of the buffer and of the dependencies are brought up to date."""
 
 REPAIR_S = 5.0
 """How often to look whether Redis is behind the log."""
@@ -68,7 +66,8 @@ class _Worker:
         self.metrics = Metrics(CollectorRegistry())
         self.stop = asyncio.Event()
         self.failure: BaseException | None = None
-        self._outage = OutageLog("start", time.monotonic)
+        self.hops: Hops | None = None
+        self._outage = OutageLog("start", time.monotonic, self.metrics.health)
 
     async def main(self) -> int:
         loop = asyncio.get_running_loop()
@@ -115,7 +114,17 @@ class _Worker:
             judge = Judge(judge_pool, settings.judge, self.metrics)
 
             handlers: dict[str, tuple[str, Handler]] = {}
-            chores: list[Callable[[], Awaitable[None]]] = [lambda: self._observe(main, held_out, judge_pool)]
+            pools = [judge_pool]
+            observer = Observer(
+                settings,
+                self.metrics,
+                client=client,
+                buffers={"main": main, "eval": held_out},
+                judge=judge_pool,
+                pools=pools,
+                taken=lambda: self.hops.taken if self.hops else {},
+            )
+            chores: list[Callable[[], Awaitable[None]]] = [lambda: observer.run(self._stopped_within)]
             if "ingest" in agents:
                 ingest = Ingest(
                     settings.ingest,
@@ -143,7 +152,7 @@ class _Worker:
                 handlers["curate"] = (self.topics.scored, curate)
                 chores.append(lambda: self._repair(curate))
             if "answer" in agents:
-                answer = await self._answer(stack, client, main, judge_pool, judge)
+                answer = await self._answer(stack, client, main, pools, judge)
                 chores.append(lambda: answer.run(self.stop))
             if "trigger" in agents:
                 trigger = self._trigger(client, main, held_out, producer)
@@ -151,11 +160,13 @@ class _Worker:
             await self._run(handlers, chores, producer, client)
 
     async def _answer(
-        self, stack: AsyncExitStack, client: Redis, main: Buffer, judge_pool: VllmPool, judge: Judge
+        self, stack: AsyncExitStack, client: Redis, main: Buffer, pools: list[VllmPool], judge: Judge
     ) -> Answer:
+        """The answering loop; adds the servers that it talks to to `pools`, which has the judge's."""
         from streams.training_state import TrainingStateStore
 
         settings = self.settings
+        [judge_pool] = pools
         reward_pool = judge_pool
         if settings.reward.kind == "classifier":
             urls = settings.reward.urls or settings.judge.urls
@@ -163,6 +174,9 @@ class _Worker:
             reward_pool = await stack.enter_async_context(
                 VllmPool(urls, api_key=key, concurrency=settings.judge.concurrency, timeout_s=settings.judge.timeout_s)
             )
+            pools.append(reward_pool)
+        teacher = await stack.enter_async_context(teacher_pool(settings))
+        pools.append(teacher)
         store = TrainingStateStore(client, settings.redis.namespace)
 
         async def wanted() -> bool:
@@ -171,7 +185,7 @@ class _Worker:
         return Answer(
             settings.answer,
             buffer=main,
-            teacher=await stack.enter_async_context(teacher_pool(settings)),
+            teacher=teacher,
             rewarder=Rewarder(reward_pool, settings, judge.rubric),
             wanted=wanted,
             metrics=self.metrics,
@@ -214,7 +228,7 @@ class _Worker:
         running: list[Hop] = []
         hops: Hops | None = None
         if handlers:
-            hops = create_app(self.settings)
+            hops = self.hops = create_app(self.settings)
             hops.on_abandoned = lambda name, count: self.metrics.abandoned.labels(name).inc(count)
             for name, (topic, handler) in handlers.items():
                 hop = Hop(
@@ -246,9 +260,11 @@ class _Worker:
             await self._until_stopped(hops)
         finally:
             self.stop.set()
+            # Both at once, so that the end is one `worker.drain_s` away, not two.
+            chores_end = asyncio.ensure_future(asyncio.wait(tasks, timeout=self.settings.worker.drain_s))
             if hops is not None:
                 await hops.app.stop()
-            await asyncio.wait(tasks, timeout=self.settings.worker.drain_s)
+            await chores_end
             for task in tasks:
                 task.cancel()
             await asyncio.gather(*tasks, return_exceptions=True)
@@ -274,7 +290,7 @@ class _Worker:
 
     async def _repair(self, curate: Curate) -> None:
         """Looks every few seconds whether Redis has lost what is committed."""
-        outage = OutageLog("repair", time.monotonic)
+        outage = OutageLog("repair", time.monotonic, self.metrics.health)
         while not await self._stopped_within(REPAIR_S):
             try:
                 await curate.repair()
@@ -288,36 +304,6 @@ class _Worker:
         except TimeoutError:
             return False
         return True
-
-    async def _observe(self, main: Buffer, held_out: Buffer, judge_pool: VllmPool) -> None:
-        """Keeps the gauges up to date."""
-        buffers: dict[BufferName, Buffer] = {"main": main, "eval": held_out}
-        while not await self._stopped_within(OBSERVE_S):
-            try:
-                for name, buffer in buffers.items():
-                    await self._observe_buffer(name, buffer)
-                self.metrics.dependency_up.labels("redis").set(1)
-            except Transient:
-                self.metrics.dependency_up.labels("redis").set(0)
-            up = 0
-            for url in judge_pool.urls:
-                try:
-                    await judge_pool.models(url)
-                    up += 1
-                except HaypileError:
-                    pass
-            self.metrics.dependency_up.labels("judge").set(up > 0)
-
-    async def _observe_buffer(self, name: BufferName, buffer: Buffer) -> None:
-        stats = await buffer.stats()
-        self.metrics.buffer_members.labels(name).set(stats.size)
-        self.metrics.buffer_capacity.labels(name).set(stats.capacity)
-        if stats.threshold is not None:
-            self.metrics.buffer_threshold.labels(name).set(stats.threshold)
-        if name == "main":
-            self.metrics.buffer_answered.set(stats.answered)
-            for category, count in stats.categories.items():
-                self.metrics.buffer_category.labels(category).set(count)
 
     async def _patiently(self, attempt: Callable[[], Awaitable[object]]) -> None:
         await patiently(attempt, self._outage.failed)

@@ -1,5 +1,6 @@
 """The Faust app, and a hop's agent on the ordered-ack window."""
 
+import asyncio
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
@@ -13,6 +14,12 @@ from streams.settings import Settings
 from streams.window import OrderedWindow
 
 log = logging.getLogger(__name__)
+
+LONGEST_OUTAGE_S = 7 * 86_400.0
+"""A worker whose queues are full polls nothing. After this time without a poll the Kafka client leaves the group, and
+does not come back (tried: records stay where they are although the judge answers again). Kafka's default is 5 minutes,
+Faust's 17: an outage may be longer. A process that died is noticed by its heartbeats, after the session time-out.
+"""
 
 
 @dataclass(frozen=True)
@@ -39,6 +46,8 @@ class Hops:
     def __init__(self, app: faust.App, drain_s: float) -> None:
         self.app = app
         self.windows: dict[str, OrderedWindow[Any]] = {}
+        self.taken: dict[tuple[str, int], int] = {}
+        """Topic and partition → the offset after the last record taken, since the last assignment."""
         self._drain_s = drain_s
         app.on_partitions_revoked.connect(self._revoked, weak=False)
         app.on_before_shutdown.connect(self._shutdown, weak=False)
@@ -65,13 +74,16 @@ class Hops:
                 await handle(_inbound(event.message))
 
             async for event in records.events():
-                await window.submit(event.message.partition, event, one)
+                message = event.message
+                self.taken[message.topic, message.partition] = message.offset + 1
+                await window.submit(message.partition, event, one)
 
         self.app.agent(channel, name=name, concurrency=1)(run)
 
     async def _drain(self, *, close: bool) -> None:
-        for name, window in self.windows.items():
-            abandoned = await window.drain(self._drain_s, close=close)
+        # All at once: one after the other they would take the time that is set once for each.
+        counts = await asyncio.gather(*(w.drain(self._drain_s, close=close) for w in self.windows.values()))
+        for name, abandoned in zip(self.windows, counts, strict=True):
             if abandoned:
                 log.warning(
                     "%s: %d records were not done in %g s and are left for redelivery", name, abandoned, self._drain_s
@@ -82,6 +94,7 @@ class Hops:
         # Faust has stopped the flow and emptied the agents' queues. What the window holds is finished and committed
         # before the partitions go, or given up: Faust's own wait for this (`stream_wait_empty`) has no bound.
         await self._drain(close=False)
+        self.taken.clear()
         self.on_revoked()
         await self.app.consumer.commit()
 
@@ -110,6 +123,7 @@ def create_app(settings: Settings) -> Hops:
         broker_session_timeout=session_s,
         broker_heartbeat_interval=max(1.0, session_s / 10),
         broker_rebalance_timeout=session_s + settings.worker.drain_s,
+        broker_max_poll_interval=LONGEST_OUTAGE_S,
         broker_commit_interval=1.0,
         consumer_auto_offset_reset="earliest",
         producer_acks=-1,

@@ -18,6 +18,8 @@ class Breaker:
         self._rest_s = FIRST_REST_S
         self._until: float | None = None
         self._probing = False
+        self.open_since: float | None = None
+        """When it opened (seconds, as `now`); None while it is closed."""
 
     @property
     def closed(self) -> bool:
@@ -28,9 +30,12 @@ class Breaker:
         """Whether to send a request at `now` (seconds, monotonic). An open breaker allows one probe after its rest."""
         return self._until is None or (now >= self._until and not self._probing)
 
-    def began(self) -> None:
-        """A request that was allowed is sent."""
-        self._probing = self._until is not None
+    def began(self) -> bool:
+        """A request that was allowed is sent. Returns whether it is a probe: say so when it fails or is given up."""
+        if self._until is None:
+            return False
+        self._probing = True
+        return True
 
     def worked(self) -> None:
         """The server answered (also with a refusal of the request: it lives)."""
@@ -38,16 +43,22 @@ class Breaker:
         self._rest_s = FIRST_REST_S
         self._until = None
         self._probing = False
+        self.open_since = None
 
-    def failed(self, now: float) -> None:
+    def failed(self, now: float, probe: bool) -> None:
         """The server did not answer, or with an error of its own."""
-        self._failures += 1
-        if self._until is not None:
+        if probe:
             self._rest_s = min(2 * self._rest_s, CAP_S)
-        if self._until is not None or self._failures >= FAILURES:
             self._until = now + self._rest_s
-        self._probing = False
+            self._probing = False
+        elif self._until is None:
+            self._failures += 1
+            if self._failures >= FAILURES:
+                self._until = now + self._rest_s
+                self.open_since = now
+        # Else it was sent before the breaker opened: dozens fail together, which is one failure, not dozens of probes.
 
-    def gave_up(self) -> None:
+    def gave_up(self, probe: bool) -> None:
         """The request was cancelled: nothing is known."""
-        self._probing = False
+        if probe:
+            self._probing = False

@@ -5,6 +5,8 @@
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
+from streams.health import Health
+
 LATENCY_S = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 120, 300)
 """Bucket bounds in seconds: from one Redis call to a long generation."""
 
@@ -113,7 +115,20 @@ class Metrics:
             "haypile_trigger_leader", "1 where this process holds the lease.", registry=registry
         )
 
-        # Dependencies
+        # Dependencies, and what else does not work
         self.dependency_up = Gauge(
             "haypile_dependency_up", "1 where the last use of a dependency worked.", ["dependency"], registry=registry
         )
+        self.degraded_since = Gauge(
+            "haypile_degraded_since_seconds",
+            "Unix time since which something is degraded; absent while it is well.",
+            ["what"],
+            registry=registry,
+        )
+        self.lag = Gauge(
+            "haypile_lag_records",
+            "Records of this worker's partitions that it has not taken yet.",
+            ["topic"],
+            registry=registry,
+        )
+        self.health = Health(self.degraded_since)

@@ -4,7 +4,7 @@ Unknown fields are ignored on decode; a missing or wrong required field raises `
 This module imports neither faust nor redis nor torch (tested).
 """
 
-from typing import Literal, TypeVar
+from typing import Annotated, Literal, TypeVar
 
 import msgspec
 
@@ -62,8 +62,8 @@ class AcceptedPrompt(msgspec.Struct, kw_only=True):
     """The last one has the role `user`."""
     split: Split = "train"
     """`eval` for the share set aside for evaluation; never trained on."""
-    ts: int
-    """Epoch milliseconds."""
+    ts: Annotated[int, msgspec.Meta(ge=-(2**63), le=2**63 - 1)]
+    """Epoch milliseconds (64 bits, like Kafka's)."""
     user_id: str | None = None
     source: str | None = None
     response: str | None = None
@@ -130,6 +130,9 @@ class DeadLetter(msgspec.Struct, kw_only=True):
     offset: int
     value: bytes
     """Base64 in JSON."""
+    left_out: int = 0
+    """Bytes of a value that does not fit `kafka.max_message_bytes` in base64: then `value` is empty, and what it was is
+    in the source topic only."""
     ts: int
 
 
@@ -191,8 +194,13 @@ _decoders: dict[type, msgspec.json.Decoder[object]] = {}
 
 
 def decode(kind: type[T], value: bytes) -> T:
-    """The record in `value`. Raises `msgspec.MsgspecError` (also for bytes that are not UTF-8)."""
+    """The record in `value`. Raises `msgspec.MsgspecError` and nothing else, whatever the bytes."""
     decoder = _decoders.get(kind)
     if decoder is None:
         decoder = _decoders.setdefault(kind, msgspec.json.Decoder(kind))
-    return decoder.decode(value)  # type: ignore[return-value]
+    try:
+        return decoder.decode(value)  # type: ignore[return-value]
+    except UnicodeDecodeError as error:
+        raise msgspec.DecodeError(f"not UTF-8: {error.reason} at byte {error.start}") from None
+    except RecursionError:
+        raise msgspec.DecodeError("nested too deeply") from None

@@ -7,6 +7,7 @@ from collections.abc import Awaitable, Callable
 from typing import TypeVar
 
 from streams.errors import Transient
+from streams.health import Health
 
 T = TypeVar("T")
 log = logging.getLogger(__name__)
@@ -35,15 +36,18 @@ async def patiently(attempt: Callable[[], Awaitable[T]], on_wait: Callable[[Tran
 class OutageLog:
     """One warning when a dependency fails, one when it works again, and a reminder a minute in between."""
 
-    def __init__(self, what: str, clock: Callable[[], float]) -> None:
+    def __init__(self, what: str, clock: Callable[[], float], health: Health | None = None) -> None:
         self._what = what
         self._clock = clock
+        self._health = health
         self._since: float | None = None
         self._said = 0.0
 
     def failed(self, error: BaseException) -> None:
         """Call at each failure."""
         now = self._clock()
+        if self._health is not None:
+            self._health.bad(f"{self._what} waits", str(error))
         if self._since is None:
             self._since = self._said = now
             log.warning("%s: waiting: %s", self._what, error)
@@ -54,5 +58,7 @@ class OutageLog:
     def worked(self) -> None:
         """Call at each success."""
         if self._since is not None:
+            if self._health is not None:
+                self._health.well(f"{self._what} waits")
             log.warning("%s: goes on after %.0f s", self._what, self._clock() - self._since)
             self._since = None

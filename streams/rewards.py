@@ -45,11 +45,9 @@ class Rewarder:
                 raise InvalidRecord("reward_refused", str(error)) from None
 
     async def _score(self, text: str, answer: str) -> float:
+        model = self._reward.model or self._judge.model  # of a classifier the settings demand its own
         if self._reward.kind == "classifier":
-            if self._reward.model is None:
-                raise RuntimeError("reward.model is checked by the settings")
-            return (await self._pool.classify([f"{text}\n\n{answer}"], model=self._reward.model))[0]
-        model = self._reward.model or self._judge.model
+            return (await self._pool.classify([f"{text}\n\n{answer}"], model=model))[0]
         [completion] = await self._pool.completions([answer_prompt(text, answer, self._rubric)], model=model)
         reading = read(completion.top_logprobs, labels_of(Question.answer_quality))
         if reading.label_mass < self._judge.min_label_mass or not math.isfinite(reading.value):

@@ -6,10 +6,19 @@ Unknown keys are errors. Secrets (fields of type `SecretStr`) are taken from the
 import os
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, Self
 
 import yaml
-from pydantic import AnyHttpUrl, BaseModel, ConfigDict, Field, SecretStr, ValidationError, field_validator
+from pydantic import (
+    AnyHttpUrl,
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    field_validator,
+    model_validator,
+)
 from pydantic_settings import (
     BaseSettings,
     PydanticBaseSettingsSource,
@@ -207,6 +216,12 @@ class RewardSettings(Section):
     """The rewarder sees at most this much of the prompt and of the answer together."""
 
     _check = field_validator("urls")(lambda cls, urls: [_http_url(u) for u in urls])
+
+    @model_validator(mode="after")
+    def _classifier_has_a_model(self) -> Self:
+        if self.kind == "classifier" and not self.model:
+            raise ValueError("reward.kind: classifier needs reward.model, the name under which vLLM serves it")
+        return self
 
 
 class TriggerSettings(Section):

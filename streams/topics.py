@@ -46,6 +46,19 @@ def partitions_of(kafka: KafkaSettings, topic: str) -> int:
     return 1 if topic in (names.requests, names.events) else kafka.partitions
 
 
+def configs_of(kafka: KafkaSettings) -> dict[str, str]:
+    """Kafka's own settings of a topic that haypile creates.
+
+    Its default for the largest record (1 MB) is under what we produce: a dead letter is 4/3 of its record. With three
+    replicas two must have a record before it counts as written; of two, waiting for both would stop on the loss of
+    one.
+    """
+    configs = {"max.message.bytes": str(kafka.max_message_bytes)}
+    if kafka.replication >= 3:
+        configs["min.insync.replicas"] = "2"
+    return configs
+
+
 def create_topics(kafka: KafkaSettings) -> list[str]:
     """Create the topics that are missing; returns their names. Safe to call from several processes at once.
 
@@ -66,7 +79,11 @@ def create_topics(kafka: KafkaSettings) -> list[str]:
         for topic in topic_names(kafka).all():
             if topic in there:
                 continue
-            spec = {"num_partitions": partitions_of(kafka, topic), "replication_factor": kafka.replication}
+            spec = {
+                "num_partitions": partitions_of(kafka, topic),
+                "replication_factor": kafka.replication,
+                "configs": configs_of(kafka),
+            }
             try:
                 admin.create_topics({topic: spec})
                 created.append(topic)

@@ -7,6 +7,7 @@ means that the record has to wait, and the ordered window turns that into backpr
 
 import asyncio
 import json
+import math
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -65,6 +66,12 @@ class VllmPool:
     def urls(self) -> list[str]:
         """The servers, in the order of the settings."""
         return [server.url for server in self._servers]
+
+    def open_for_s(self) -> dict[str, float]:
+        """Servers whose circuit is open, and for how long (seconds)."""
+        now = time.monotonic()
+        since = {server.url: server.breaker.open_since for server in self._servers}
+        return {url: now - opened for url, opened in since.items() if opened is not None}
 
     async def __aenter__(self) -> Self:
         self._session = aiohttp.ClientSession(
@@ -138,12 +145,13 @@ class VllmPool:
     async def classify(self, texts: Sequence[str], *, model: str) -> list[float]:
         """The reward of each text by a reward model (`POST /classify` of `--runner pooling --convert classify`).
 
-        The reward is the only output of a one-label model, the last label's probability otherwise.
+        The reward is the only output of a one-label model as the model gives it (vLLM's default puts a sigmoid over it,
+        under which good answers tie at 1), the last label's probability otherwise.
         """
-        answer = await self._post("/classify", {"model": model, "input": list(texts)})
+        answer = await self._post("/classify", {"model": model, "input": list(texts), "use_activation": False})
         try:
             rows = sorted(answer["data"], key=lambda row: int(row["index"]))
-            rewards = [float(row["probs"][-1]) for row in rows]
+            rewards = [_last_label([float(logit) for logit in row["probs"]]) for row in rows]
         except (KeyError, TypeError, ValueError, IndexError) as error:
             raise Transient(f"vLLM's classification is not readable ({error!r})") from None
         if len(rewards) != len(texts):
@@ -197,17 +205,17 @@ class VllmPool:
 
     async def _try(self, server: _Server, path: str, body: Mapping[str, Any]) -> Any:
         server.in_flight += 1
-        server.breaker.began()
+        probe = server.breaker.began()
         try:
             answer = await self._call("POST", server.url, path, body)
         except Transient:
-            server.breaker.failed(time.monotonic())
+            server.breaker.failed(time.monotonic(), probe)
             raise
         except HaypileError:  # it refuses this request: it lives
             server.breaker.worked()
             raise
         except BaseException:
-            server.breaker.gave_up()
+            server.breaker.gave_up(probe)
             raise
         finally:
             server.in_flight -= 1
@@ -228,6 +236,15 @@ class VllmPool:
         if status != 200:
             raise _error(url, path, status, text)
         return _parse(url, text)
+
+
+def _last_label(logits: Sequence[float]) -> float:
+    """One output is itself; of several, the softmax of the last."""
+    highest = max(logits)  # ValueError when there is none
+    if len(logits) == 1:
+        return logits[0]
+    weights = [math.exp(logit - highest) for logit in logits]
+    return weights[-1] / sum(weights)
 
 
 def _parse(url: str, text: str) -> Any:

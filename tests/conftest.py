@@ -23,6 +23,7 @@ DEAREST_FIRST = (
     "test_loop",
     "test_vllm",
     "test_delivery",
+    "test_outage",
     "test_training",
     "test_stack",
     "test_demo_judge",

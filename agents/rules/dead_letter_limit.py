@@ -24,6 +24,11 @@ class DeadLetterLimit:
         self._diverted += diverted
 
     @property
+    def near(self) -> bool:
+        """Whether more than half of what is allowed was diverted: time to look."""
+        return len(self._last) >= LEAST and 2 * self._diverted > self._ratio * len(self._last)
+
+    @property
     def exceeded(self) -> bool:
         """Whether too many were diverted."""
         return len(self._last) >= LEAST and self._diverted > self._ratio * len(self._last)

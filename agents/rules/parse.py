@@ -47,7 +47,7 @@ def _decode(value: bytes) -> RawPrompt:
         return decode(RawPrompt, value)
     except msgspec.ValidationError as error:
         raise InvalidRecord("wrong_type", str(error)) from None
-    except (msgspec.DecodeError, RecursionError) as error:
+    except msgspec.DecodeError as error:
         if _has_lone_surrogate(text):
             raise InvalidRecord("lone_surrogate", "a \\ud800..\\udfff escape without its other half") from None
         raise InvalidRecord("not_json", str(error)) from None

@@ -95,10 +95,10 @@ def replay(
         with Feed(settings) as feed:
             done = send_back(feed, letters, edit_with)
     if as_json:
-        print_json({"letters": len(letters), "sent": done.sent, "failed": done.failed, "not_edited": done.refused})
+        print_json({"letters": len(letters), "sent": done.sent, "failed": done.failed, "not_sent": done.refused})
     else:
         print(f"{len(letters)} dead letters, {done.sent} sent back, {done.failed} failed")
-        for position in done.refused or []:
-            print(f"  not sent: the edit of {position} failed")
+        for what in done.refused or []:
+            print(f"  not sent: {what}")
     if done.failed or done.refused:
         raise typer.Exit(1)

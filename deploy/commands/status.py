@@ -13,7 +13,10 @@ if TYPE_CHECKING:
 
 
 def status(as_json: JsonOption = False) -> None:
-    """Where everything stands: dependencies, lag, buffer, last run, champion. Exit code 1 if something is down."""
+    """Where everything stands: dependencies, lag, buffer, last run, champion; and what is degraded since when.
+
+    Exit code 1 if something is down.
+    """
     from streams.settings import load_settings
 
     found = run(_collect(load_settings()))
@@ -41,6 +44,7 @@ async def _collect(settings: "Settings") -> dict[str, dict[str, Any]]:
         "vllm": _vllm(settings),
         "last_run": asyncio.to_thread(_last_run, settings),
         "models": asyncio.to_thread(_models, settings),
+        "degraded": _degraded(settings),
     }
     return dict(zip(parts, await asyncio.gather(*(guarded(task) for task in parts.values())), strict=True))
 
@@ -87,6 +91,36 @@ async def _vllm(settings: "Settings") -> dict[str, Any]:
     return {"serves": served}
 
 
+async def _degraded(settings: "Settings") -> dict[str, Any]:
+    """What processes say about themselves. Without Redis: what the worker on this machine says in its metrics."""
+    import time
+
+    import msgspec
+
+    from deploy.degraded import degradations, from_metrics
+    from streams.errors import Transient
+    from streams.health import HealthStore
+    from streams.redis_client import connect
+
+    client = connect(settings.redis)
+    try:
+        reports = await HealthStore(client, settings.redis.namespace).read()
+    except Transient as error:
+        lines = await asyncio.to_thread(from_metrics, settings.worker.metrics_port)
+        if not lines:
+            raise
+        return {"lines": msgspec.to_builtins(lines), "processes": [], "note": str(error)}
+    finally:
+        await client.aclose()
+    now = time.time()
+    return {
+        "lines": msgspec.to_builtins(degradations(reports, now)),
+        "processes": [
+            {"process": r.process, "agents": r.agents, "started": r.started, "heard_s_ago": now - r.at} for r in reports
+        ],
+    }
+
+
 def _last_run(settings: "Settings") -> dict[str, Any]:
     import msgspec
 
@@ -113,7 +147,9 @@ def _models(settings: "Settings") -> dict[str, Any]:
 
 def _print(found: dict[str, dict[str, Any]]) -> None:
     for part, values in found.items():
-        if "error" in values:
+        if part == "degraded":
+            _print_degraded(values)
+        elif "error" in values:
             print(f"{part:9s} DOWN  {values['error']}")
         elif part == "kafka":
             print(f"kafka     up    {values['bootstrap']}")
@@ -142,3 +178,23 @@ def _print(found: dict[str, dict[str, Any]]) -> None:
                 print("last run        none yet")
         else:
             print(f"champion        {values['champion'] or 'the base model'} ({values['versions']} versions)")
+
+
+def _print_degraded(values: dict[str, Any]) -> None:
+    if "error" in values:
+        print(f"degraded        not known: {values['error']}")
+        return
+    if not values["lines"]:
+        print("degraded        nothing")
+    for line in values["lines"]:
+        since = "since when is not known" if line["since"] is None else _since(line["since"])
+        print(f"degraded        {line['what']} {since}{': ' if line['detail'] else ''}{line['detail']}")
+
+
+def _since(moment: float) -> str:
+    at = datetime.fromtimestamp(moment, UTC)
+    seconds = max(0, int((datetime.now(UTC) - at).total_seconds()))
+    for_how_long = (
+        f"{seconds} s" if seconds < 120 else f"{seconds // 60} min" if seconds < 7200 else f"{seconds // 3600} h"
+    )
+    return f"since {at:%Y-%m-%d %H:%M:%S} UTC ({for_how_long})"

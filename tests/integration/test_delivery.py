@@ -125,3 +125,23 @@ def test_a_record_that_kills_the_process_every_time_becomes_a_dead_letter(
         assert worker.popen.poll() is None, "the stream goes on"
     finally:
         worker.kill()
+
+
+def test_a_flood_of_dead_letters_stops_the_worker_with_one_line(
+    tmp_path: Path, topics: Topics, environ: dict[str, str]
+) -> None:
+    topics.send([*prompts(20, seed=9).values(), *(b"%d is no record" % i for i in range(600))])
+    worker = Worker(tmp_path, "worker", "ingest,score,curate", environ)
+    try:
+        assert worker.popen.wait(90) == 1
+        assert "worker.max_dead_share" in worker.text().splitlines()[-1]
+        assert "haypile dlq list" in worker.text().splitlines()[-1]
+        assert "Traceback" not in worker.text()
+        letters = topics.json(topics.names.dead)
+        assert len(letters) < 600, "it did not divert everything"
+        committed = topics.committed(topics.names.raw)
+        done = {(p, offset) for p, offset, _ in topics.read(topics.names.raw) if offset < committed[p]}
+        told = {(letter["partition"], letter["offset"]) for letter in letters}
+        assert len(done - told) <= 20, "what is committed and no prompt has its dead letter"
+    finally:
+        worker.kill()

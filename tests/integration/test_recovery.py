@@ -59,7 +59,7 @@ def test_dead_letters_are_mended_and_sent_back_and_the_buffer_is_rebuilt_from_th
         assert "3 dead letters, 0 sent back" in haypile(environ, "dlq", "replay", "--dry-run")
         out = haypile(environ, "dlq", "replay", "--edit-with", MEND, code=1)
         assert "2 sent back" in out
-        assert f"the edit of {place} failed" in out
+        assert f"{place}: its edit failed" in out
         wait_accounted(topics, {"fixed-0", "fixed-1"}, dead=3)
 
         haypile(environ, "dlq", "replay", "--reason", "not_json")
@@ -67,6 +67,8 @@ def test_dead_letters_are_mended_and_sent_back_and_the_buffer_is_rebuilt_from_th
         again = json.loads(haypile(environ, "dlq", "list", "--json", "-n", "9"))["not_json"]["samples"][-1]
         shown = haypile(environ, "dlq", "show", f"{again['topic']}:{again['partition']}:{again['offset']}")
         assert f"({place})" in shown, "the trail of its attempts"
+        assert "1 dead letters, 0 sent" in haypile(environ, "dlq", "replay", "--dry-run", "--reason", "not_json")
+        assert f"({place})" in haypile(environ, "dlq", "show", place), "the earlier place leads to the last death"
 
         wait_for("all is committed", lambda: topics.lag(topics.names.scored) == 0, 20, every_s=1)
         before = members(redis_url, namespace)

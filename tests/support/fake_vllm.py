@@ -36,6 +36,7 @@ class FakeVllm:
         self.app.router.add_get("/health", self._health)
         self.app.router.add_post("/v1/completions", self._completions)
         self.app.router.add_post("/v1/chat/completions", self._chat)
+        self.app.router.add_post("/classify", self._classify)
         self.app.router.add_post("/v1/load_lora_adapter", self._load)
         self.app.router.add_post("/v1/unload_lora_adapter", self._unload)
         self.app.router.add_post("/fault", self._set_fault)
@@ -61,6 +62,10 @@ class FakeVllm:
     async def _chat(self, request: web.Request) -> web.StreamResponse:
         body = await request.json()
         return await self._answer(request, body, lambda: self._chat_body(body))
+
+    async def _classify(self, request: web.Request) -> web.StreamResponse:
+        body = await request.json()
+        return await self._answer(request, body, lambda: self._classify_body(body))
 
     async def _answer(self, request: web.Request, body: dict[str, Any], make: Any) -> web.StreamResponse:
         self.requests += 1
@@ -126,6 +131,26 @@ class FakeVllm:
         texts = [f"{body['model']} answer {i} to: {last[:40]}" for i in range(body.get("n") or 1)]
         return {"choices": [{"index": i, "message": {"role": "assistant", "content": t}} for i, t in enumerate(texts)]}
 
+    def _classify_body(self, body: dict[str, Any]) -> dict[str, Any]:
+        """As vLLM's `entrypoints/pooling/classify` builds it (0.32): a one-label model, -8..8 by the text's hash."""
+        texts = [body["input"]] if isinstance(body["input"], str) else body["input"]
+        logits = [hashlib.sha256(text.encode()).digest()[0] / 16 - 8 for text in texts]
+        if body.get("use_activation", True):
+            logits = [1 / (1 + math.exp(-logit)) for logit in logits]
+        data = [
+            {"index": index, "label": "LABEL_0", "probs": [logit], "num_classes": 1}
+            for index, logit in enumerate(logits)
+        ]
+        usage = {"prompt_tokens": sum(len(text) // 4 for text in texts)}
+        return {
+            "id": "classify-1",
+            "object": "list",
+            "created": 1,
+            "model": body["model"],
+            "data": data,
+            "usage": usage,
+        }
+
     async def _load(self, request: web.Request) -> web.StreamResponse:
         failed = await self._faulty(request)
         if failed is not None:
@@ -146,6 +171,8 @@ class FakeVllm:
 def _texts(body: dict[str, Any]) -> list[str]:
     if "messages" in body:
         return [message["content"] for message in body["messages"]]
+    if "input" in body:
+        return [body["input"]] if isinstance(body["input"], str) else list(body["input"])
     return [body["prompt"]] if isinstance(body["prompt"], str) else list(body["prompt"])
 
 

@@ -137,11 +137,12 @@ class Topics:
             "HAYPILE_KAFKA__IDEMPOTENCE": "false",
         }
 
-    def send(self, values: Sequence[bytes]) -> None:
-        """Writes raw values, spread over the partitions, and waits for the broker."""
+    def send(self, values: Sequence[bytes], topic: str | None = None) -> None:
+        """Writes values (to `prompts.raw` unless told otherwise), spread over the partitions; waits for the broker."""
         producer = KafkaProducer(bootstrap_servers=self.kafka.bootstrap, acks="all", enable_idempotence=False)
         futures = [
-            producer.send(self.names.raw, value, partition=i % self.kafka.partitions) for i, value in enumerate(values)
+            producer.send(topic or self.names.raw, value, partition=i % self.kafka.partitions)
+            for i, value in enumerate(values)
         ]
         for future in futures:
             future.get(timeout=30)
@@ -204,11 +205,15 @@ class Topics:
         dead = [base64.b64decode(letter["value"]) for letter in self.json(self.names.dead)]
         return outcomes, dead
 
-    def lag(self, topic: str) -> int:
-        """Records of a topic at or after the committed offsets of the group."""
+    def committed(self, topic: str) -> dict[int, int]:
+        """The group's committed offset (the next one to read) of each partition."""
         consumer = KafkaConsumer(bootstrap_servers=self.kafka.bootstrap, group_id=self.kafka.group)
         try:
-            committed = {p: consumer.committed(TopicPartition(topic, p)) or 0 for p in range(self.kafka.partitions)}
+            return {p: consumer.committed(TopicPartition(topic, p)) or 0 for p in range(self.kafka.partitions)}
         finally:
             consumer.close()
+
+    def lag(self, topic: str) -> int:
+        """Records of a topic at or after the committed offsets of the group."""
+        committed = self.committed(topic)
         return sum(offset >= committed[partition] for partition, offset, _ in self.read(topic))

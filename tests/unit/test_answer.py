@@ -11,6 +11,7 @@ from prometheus_client import CollectorRegistry
 from agents.answer import Answer
 from streams.buffer.base import BufferRules, Offer
 from streams.buffer.memory import MemoryBuffer
+from streams.errors import InvalidRecord, Transient
 from streams.metrics import Metrics
 from streams.records import Message, ScoredPrompt
 from streams.rewards import Rewarder
@@ -123,3 +124,23 @@ async def test_it_ends_when_told(vllm: tuple[FakeVllm, VllmPool]) -> None:
     await asyncio.sleep(0.05)
     stop.set()
     await asyncio.wait_for(task, 1)
+
+
+async def test_a_classifier_rewards_on_its_own_scale_and_what_it_refuses_is_the_record_s_fault(
+    vllm: tuple[FakeVllm, VllmPool],
+) -> None:
+    fake, pool = vllm
+    settings = Settings.model_validate({"reward": {"kind": "classifier", "model": "base", "max_chars": 30_000}})
+    rewarder = Rewarder(pool, settings, RUBRIC)
+    rewards = await rewarder.reward([Message("user", "why?")], ["because", "just so"])
+    texts = ["why?\n\nbecause", "why?\n\njust so"]
+    assert rewards == await pool.classify(texts, model="base")
+    assert len(set(rewards)) == 2
+    assert min(rewards) < 0 or max(rewards) > 1, "not a probability"
+    await rewarder.reward([Message("user", "x" * MAX_CHARS)], ["too long at first, halved until it fits"])
+    fake.fault("400", 1)
+    with pytest.raises(InvalidRecord, match="reward_refused"):
+        await rewarder.reward([Message("user", "why?")], ["because"])
+    fake.fault("503", 1)
+    with pytest.raises(Transient):
+        await rewarder.reward([Message("user", "why?")], ["because"])

@@ -68,6 +68,7 @@ def test_help_is_fast_and_imports_nothing_heavy(tmp_path: Path) -> None:
         ({"HAYPILE_KAFKA__BOOTSTRAP": "nowhere"}, "kafka.bootstrap"),
         ({"HAYPILE_JUDGE__URLS": '["ftp//x"]'}, "judge.urls"),
         ({"HAYPILE_NONSENSE": "1"}, "HAYPILE_NONSENSE"),
+        ({"HAYPILE_REWARD__KIND": "classifier"}, "reward.model"),
     ],
 )
 def test_wrong_settings_end_with_2_and_one_line(tmp_path: Path, environ: dict[str, str], named: str) -> None:
@@ -128,7 +129,9 @@ def test_doctor_and_status_say_all_that_is_wrong(tmp_path: Path) -> None:
     status = haypile("status", "--json", cwd=tmp_path, environ=DEAD)
     assert status.returncode == 1
     parts = json.loads(status.stdout)
-    assert {name for name, part in parts.items() if "error" in part} == {"kafka", "buffer", "vllm", "last_run"}
+    assert {name for name, part in parts.items() if "error" in part} == {
+        "kafka", "buffer", "vllm", "last_run", "degraded"
+    }  # fmt: skip
 
 
 def test_config_show_tells_origins_and_hides_secrets(tmp_path: Path) -> None:

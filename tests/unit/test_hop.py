@@ -12,7 +12,7 @@ from streams.app import Inbound
 from streams.batcher import Batcher
 from streams.errors import Fatal, InvalidRecord, Transient
 from streams.metrics import Metrics
-from streams.records import DeadLetter
+from streams.records import DeadLetter, encode
 
 RECORD = Inbound("prompts.raw", 1, 2, b"\xff bytes", 0, (("traceparent", b"00-1"),))
 
@@ -74,6 +74,7 @@ async def test_an_invalid_record_becomes_a_dead_letter_with_its_bytes_also_when_
         reason="not_utf8", error="no", topic="prompts.raw", partition=1, offset=2, value=b"\xff bytes", ts=42
     )
     assert headers == [("traceparent", b"00-1")]
+    assert metrics.health.degraded == [], "the broker's outage is over"
     assert count(metrics, "haypile_dead_letters_total", hop="ingest", reason="not_utf8") == 1
 
 
@@ -110,6 +111,38 @@ async def test_a_defect_is_diverted_after_its_attempts() -> None:
     assert isinstance(producer.sent[0][1], DeadLetter)
     assert producer.sent[0][1].reason == "unexpected"
     assert fatal == []
+
+
+async def test_an_error_whose_text_is_no_utf_8_still_becomes_a_dead_letter() -> None:
+    async def handle(record: Inbound) -> str:
+        raise KeyError("\ud800")
+
+    producer = Producer()
+    hop, _, fatal = make(handle, producer)
+    await hop(RECORD)
+    assert b"\\\\ud800" in encode(producer.sent[0][1])
+    assert fatal == []
+
+
+async def test_a_record_too_large_for_the_dead_letters_leaves_a_letter_that_says_where_it_is() -> None:
+    async def handle(record: Inbound) -> str:
+        raise InvalidRecord("too_large", "9 bytes are over ingest.max_bytes")
+
+    class Small(Producer):
+        async def send(self, topic: str, record: msgspec.Struct, key: str, headers: object = None) -> None:
+            if getattr(record, "value", b""):
+                raise InvalidRecord("too_large", "kafka.max_message_bytes")
+            await super().send(topic, record, key, headers)
+
+    producer = Small()
+    hop, _, fatal = make(handle, producer)
+    await hop(RECORD)
+    [(_, letter, _)] = producer.sent
+    assert isinstance(letter, DeadLetter)
+    assert (letter.topic, letter.partition, letter.offset) == ("prompts.raw", 1, 2)
+    assert (letter.value, letter.left_out) == (b"", len(RECORD.value))
+    assert "in the source topic only" in letter.error
+    assert fatal == [], "one large record does not stop the stream"
 
 
 async def test_fatal_stops_the_process_and_the_record_is_never_done() -> None:

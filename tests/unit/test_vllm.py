@@ -1,9 +1,12 @@
 """The vLLM client: what each failure of a server becomes."""
 
 import asyncio
+import hashlib
+import math
 from collections.abc import AsyncIterator
 
 import pytest
+from aiohttp import web
 from aiohttp.test_utils import TestServer
 
 from streams.errors import Fatal, Transient
@@ -93,3 +96,31 @@ async def test_adapters_load_and_unload_and_repeats_are_fine(servers: list[tuple
         await pool.unload_adapter(url, "a-1")
         await pool.unload_adapter(url, "a-1")
         assert "a-1" not in await pool.models(url)
+
+
+async def test_a_classification_is_read_as_vllm_answers_it(servers: list[tuple[FakeVllm, str]]) -> None:
+    fake, url = servers[0]
+    async with VllmPool([url]) as pool:
+        rewards = await pool.classify(["a", "b", "c"], model="base")
+        assert rewards == [hashlib.sha256(text.encode()).digest()[0] / 16 - 8 for text in "abc"], "no sigmoid over them"
+        with pytest.raises(TooLong):
+            await pool.classify(["x" * 30_000], model="base")
+        fake.fault("empty", 1)
+        with pytest.raises(Transient, match="classification"):
+            await pool.classify(["a"], model="base")
+
+
+async def test_a_classifier_of_several_labels_rewards_with_the_probability_of_the_last() -> None:
+    async def classify(request: web.Request) -> web.Response:
+        logits = [[0.0, math.log(3)], []] if (await request.json())["input"] == ["a", "none"] else [[0.0, math.log(3)]]
+        rows = [{"index": i, "label": "x", "probs": row, "num_classes": len(row)} for i, row in enumerate(logits)]
+        return web.json_response({"object": "list", "model": "r", "data": rows[::-1], "usage": {"prompt_tokens": 1}})
+
+    app = web.Application()
+    app.router.add_post("/classify", classify)
+    async with TestServer(app) as server, VllmPool([str(server.make_url(""))]) as pool:
+        assert await pool.classify(["a"], model="r") == [pytest.approx(0.75)]
+        with pytest.raises(Transient, match="not readable"):
+            await pool.classify(["a", "none"], model="r")
+        with pytest.raises(Transient, match="1 of 2"):
+            await pool.classify(["a", "b"], model="r")

@@ -1,0 +1,49 @@
+"""How far the log is ahead of what a worker has taken: its own connection, so that nothing waits for it."""
+
+import asyncio
+from collections.abc import Mapping
+
+from aiokafka import AIOKafkaConsumer, TopicPartition
+from aiokafka.errors import KafkaError
+
+from streams.errors import Transient
+from streams.settings import KafkaSettings
+
+PATIENCE_S = 8.0
+"""Of one question, connecting included."""
+
+
+class LogEnds:
+    """Asks the broker for the ends of partitions. Joins no group."""
+
+    def __init__(self, kafka: KafkaSettings) -> None:
+        self._kafka = kafka
+        self._consumer: AIOKafkaConsumer | None = None
+
+    async def lag(self, taken: Mapping[tuple[str, int], int]) -> dict[str, int]:
+        """Records of each topic that are not taken yet; `taken` has the next offset of each partition.
+
+        Partitions of which nothing was taken are not known here and not counted. Raises `Transient`.
+        """
+        try:
+            async with asyncio.timeout(PATIENCE_S):
+                if self._consumer is None:
+                    self._consumer = AIOKafkaConsumer(
+                        bootstrap_servers=self._kafka.bootstrap, enable_auto_commit=False, request_timeout_ms=5_000
+                    )
+                    await self._consumer.start()
+                ends = await self._consumer.end_offsets([TopicPartition(*place) for place in taken])
+        except (KafkaError, OSError, TimeoutError) as error:
+            await self.close()
+            raise Transient(f"Kafka at {self._kafka.bootstrap}: no end of the log ({error!r})") from None
+        found: dict[str, int] = {}
+        for (topic, partition), offset in taken.items():
+            behind = max(0, ends[TopicPartition(topic, partition)] - offset)
+            found[topic] = found.get(topic, 0) + behind
+        return found
+
+    async def close(self) -> None:
+        """Ends the connection; the next question opens another."""
+        consumer, self._consumer = self._consumer, None
+        if consumer is not None:
+            await consumer.stop()

@@ -1,0 +1,30 @@
+"""Decoding: the declared errors and no others."""
+
+import msgspec
+import pytest
+
+from streams.records import AcceptedPrompt, DeadLetter, RawPrompt, ScoredPrompt, TrainRequest, decode
+from streams.settings import KafkaSettings
+from streams.topics import configs_of
+
+
+@pytest.mark.parametrize("kind", [RawPrompt, AcceptedPrompt, ScoredPrompt, DeadLetter, TrainRequest])
+@pytest.mark.parametrize(
+    "value", [b'{"id": "\xff"}', b'{"later": ' + b"[" * 5000, b'{"later": ' + b'{"a":' * 5000, b"\xff", b"", b"\x00"]
+)
+def test_whatever_the_bytes_only_the_declared_error_is_raised(kind: type, value: bytes) -> None:
+    with pytest.raises(msgspec.MsgspecError):
+        decode(kind, value)
+
+
+def test_a_time_is_a_number_that_can_be_ranked() -> None:
+    fields = b'"id": "a", "prompt_id": "b", "messages": [], "ts": '
+    assert decode(AcceptedPrompt, b"{" + fields + b"9223372036854775807}").ts == 2**63 - 1
+    with pytest.raises(msgspec.MsgspecError):
+        decode(AcceptedPrompt, b"{" + fields + b"1" + b"0" * 400 + b"}")
+
+
+def test_topics_take_the_largest_dead_letter_and_two_of_three_replicas_must_have_a_record() -> None:
+    assert configs_of(KafkaSettings()) == {"max.message.bytes": "2000000"}
+    three = KafkaSettings(replication=3, max_message_bytes=5_000_000)
+    assert configs_of(three) == {"max.message.bytes": "5000000", "min.insync.replicas": "2"}
