@@ -25,6 +25,7 @@ from agents.poison import Poison
 from agents.rules.contamination import Contamination
 from agents.rules.dead_letter_limit import DeadLetterLimit
 from agents.score import Score
+from agents.screen import Screen
 from deploy.benchmarks import benchmark_prompts
 from deploy.clients import judge_pool as judge_pool_of
 from deploy.clients import teacher_pool
@@ -129,7 +130,11 @@ class _Worker:
                 )
                 handlers["ingest"] = (self.topics.raw, ingest)
             if "score" in agents:
-                handlers["score"] = (self.topics.accepted, Score(self.topics, judge=judge, producer=producer))
+                screen = Screen(settings.screen, settings.buffer, self.metrics) if settings.screen.enabled else None
+                score = Score(self.topics, judge=judge, producer=producer, now_ms=_now_ms, screen=screen)
+                handlers["score"] = (self.topics.accepted, score)
+                if screen is not None:
+                    chores.append(lambda: self._keep_threshold(screen, main, judge))
             if "curate" in agents:
                 curate = Curate(
                     Curator(settings.buffer, main, held_out, _now_ms),
@@ -280,6 +285,17 @@ class _Worker:
                 outage.worked()
             except Transient as error:
                 outage.failed(error)
+
+    async def _keep_threshold(self, screen: Screen, main: Buffer, judge: Judge) -> None:
+        """Tells the screen what there is to beat. Nothing while Redis is away, or holds another judge's ratings."""
+        while True:
+            try:
+                stats = await main.stats()
+                screen.threshold = stats.threshold if stats.judge == judge.identity else None
+            except Transient:
+                screen.threshold = None
+            if await self._stopped_within(OBSERVE_S):
+                return
 
     async def _stopped_within(self, seconds: float) -> bool:
         try:

@@ -20,7 +20,9 @@ Outcome = Literal[
     "held_out",
     "exact_repeat",
     "contaminated",
+    "predicted_below",
 ]
+"""`predicted_below`: the judge was not asked (`agents.screen`)."""
 Phase = Literal["queued", "sft", "dpo", "gate", "promote", "done", "failed", "rejected"]
 
 
