@@ -21,22 +21,7 @@ from streams.topics import topic_names
 
 THRESHOLD = rank_key(5.0, 0, None)
 EASY = ["please", "tell", "me", "a", "nice", "short", "story", "about", "my", "cat", "and", "the", "weather", "today"]
-HARD = [
-    "prove",
-    "derive",
-    "lemma",
-    "∀",
-    "ε",
-    "δ",
-    "∑",
-    "asymptotic",
-    "bound",
-    "tight",
-    "operator",
-    "norm",
-    "≤",
-    "rigorous",
-]
+HARD = ["prove", "derive", "lemma", "∀", "ε", "δ", "∑", "asymptotic", "bound", "tight", "operator", "≤", "rigorous"]
 
 
 def prompt(number: int, hard: bool, side: Split = "train") -> AcceptedPrompt:
