@@ -1,22 +1,35 @@
 """`prompts.accepted` → `prompts.scored`: difficulty, quality and category by the judge."""
 
+from collections.abc import Callable
+
 import msgspec
 
+from agents.screen import Look, Screen
 from streams.app import Inbound
 from streams.errors import InvalidRecord
 from streams.judge import Judge
 from streams.producer import Producer
-from streams.records import AcceptedPrompt, ScoredPrompt, decode
+from streams.records import AcceptedPrompt, CuratedOutcome, ScoredPrompt, decode
 from streams.topics import Topics
 
 
 class Score:
-    """The handler of the hop."""
+    """The handler of the hop. With a `screen`, the judge is not asked about prompts that are surely too easy."""
 
-    def __init__(self, topics: Topics, *, judge: Judge, producer: Producer) -> None:
+    def __init__(
+        self,
+        topics: Topics,
+        *,
+        judge: Judge,
+        producer: Producer,
+        now_ms: Callable[[], int],
+        screen: Screen | None = None,
+    ) -> None:
         self._topics = topics
         self._judge = judge
         self._producer = producer
+        self._now_ms = now_ms
+        self._screen = screen
 
     async def __call__(self, record: Inbound) -> str:
         """Rates the prompt and passes it on with its rating and the judge's id."""
@@ -24,7 +37,15 @@ class Score:
             prompt = decode(AcceptedPrompt, record.value)
         except msgspec.MsgspecError as error:
             raise InvalidRecord("not_accepted_record", str(error)) from None
+        # Held-out prompts compete among themselves: the threshold is not theirs.
+        look = self._screen.look(prompt) if self._screen is not None and prompt.split == "train" else None
+        if look is not None and look.skip:
+            outcome = self._predicted_below(prompt, look)
+            await self._producer.send(self._topics.curated, outcome, key=prompt.id, headers=list(record.headers))
+            return outcome.outcome
         rating = await self._judge.rate(prompt.messages)
+        if look is not None and self._screen is not None:
+            self._screen.learn(look, prompt, rating.difficulty)
         scored = ScoredPrompt(
             **msgspec.structs.asdict(prompt),
             difficulty=rating.difficulty,
@@ -37,3 +58,13 @@ class Score:
         )
         await self._producer.send(self._topics.scored, scored, key=prompt.id, headers=list(record.headers))
         return "scored"
+
+    def _predicted_below(self, prompt: AcceptedPrompt, look: Look) -> CuratedOutcome:
+        return CuratedOutcome(
+            id=prompt.id,
+            outcome="predicted_below",
+            threshold=look.threshold,
+            detail=f"difficulty {look.predicted:.2f} predicted, margin {look.margin:.2f}",
+            value=look.predicted,
+            ts=self._now_ms(),
+        )

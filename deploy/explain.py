@@ -21,6 +21,7 @@ REASONS = {
     "too_short": "refused: too short",
     "too_long": "refused: too long",
     "wrong_language": "refused: not in one of the languages of the settings",
+    "predicted_below": "not shown to the judge: surely softer than everything kept",
 }
 VALUES = {
     "near_duplicate": "similarity",
@@ -30,6 +31,7 @@ VALUES = {
     "wrong_language": "confidence",
     "too_short": "tokens",
     "too_long": "tokens",
+    "predicted_below": "predicted difficulty",
 }
 
 

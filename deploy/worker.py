@@ -24,6 +24,7 @@ from agents.ingest import Ingest, Seen
 from agents.poison import Poison
 from agents.rules.dead_letter_limit import DeadLetterLimit
 from agents.score import Score
+from agents.screen import Screen
 from deploy import intake
 from deploy.clients import judge_pool as judge_pool_of
 from deploy.clients import teacher_pool
@@ -49,6 +50,8 @@ log = logging.getLogger(__name__)
 
 REPAIR_S = 5.0
 """How often to look whether Redis is behind the log."""
+THRESHOLD_S = 5.0
+"""How often to look what there is to beat, for screening."""
 
 BUFFERS: tuple[BufferName, BufferName] = ("main", "eval")
 
@@ -139,7 +142,11 @@ class _Worker:
                 )
                 handlers["ingest"] = (self.topics.raw, ingest)
             if "score" in agents:
-                handlers["score"] = (self.topics.accepted, Score(self.topics, judge=judge, producer=producer))
+                screen = Screen(settings.screen, settings.buffer, self.metrics) if settings.screen.enabled else None
+                score = Score(self.topics, judge=judge, producer=producer, now_ms=_now_ms, screen=screen)
+                handlers["score"] = (self.topics.accepted, score)
+                if screen is not None:
+                    chores.append(lambda: self._keep_threshold(screen, main, judge))
             if "curate" in agents:
                 curate = Curate(
                     Curator(settings.buffer, main, held_out, _now_ms),
@@ -297,6 +304,17 @@ class _Worker:
                 outage.worked()
             except Transient as error:
                 outage.failed(error)
+
+    async def _keep_threshold(self, screen: Screen, main: Buffer, judge: Judge) -> None:
+        """Tells the screen what there is to beat. Nothing while Redis is away, or holds another judge's ratings."""
+        while True:
+            try:
+                stats = await main.stats()
+                screen.threshold = stats.threshold if stats.judge == judge.identity else None
+            except Transient:
+                screen.threshold = None
+            if await self._stopped_within(THRESHOLD_S):
+                return
 
     async def _stopped_within(self, seconds: float) -> bool:
         try:

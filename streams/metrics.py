@@ -76,6 +76,15 @@ class Metrics:
             "haypile_judge_shortened", "Prompts of which the judge saw only head and tail.", registry=registry
         )
 
+        self.screen_recall = Gauge(
+            "haypile_screen_recall",
+            "Share of the prompts over the threshold that screening lets through, measured on explored ones.",
+            registry=registry,
+        )
+        self.screen_trusted = Gauge(
+            "haypile_screen_trusted", "1 where that recall is proven and prompts are skipped.", registry=registry
+        )
+
         # The buffer
         self.buffer_members = Gauge("haypile_buffer_members", "Members of the buffer.", ["buffer"], registry=registry)
         self.buffer_capacity = Gauge(

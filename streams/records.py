@@ -23,7 +23,9 @@ Outcome = Literal[
     "too_short",
     "too_long",
     "wrong_language",
+    "predicted_below",
 ]
+"""`predicted_below`: the judge was not asked (`agents.screen`)."""
 Phase = Literal["queued", "sft", "dpo", "gate", "promote", "done", "failed", "rejected"]
 
 

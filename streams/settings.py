@@ -170,6 +170,22 @@ class BufferSettings(Section):
     """Under this the prompt is refused whatever its difficulty."""
 
 
+class ScreenSettings(Section):
+    """Which prompts the judge need not see (`agents/screen.py`)."""
+
+    enabled: bool = False
+    """Learn from the judge's ratings and, once that is proven to be safe, skip prompts."""
+    min_recall: float = Field(0.95, gt=0, lt=1)
+    """Share of the prompts over the buffer's threshold that must be let through, with 95 % confidence; until that is
+    measured every prompt is judged. 0.95 needs at least 52 of them."""
+    quantile: float = Field(0.99, gt=0.5, lt=1)
+    """Of what predictions were short of the judge's rating: the margin that is added to a prediction."""
+    explore_share: float = Field(0.1, gt=0, le=1)
+    """Of all prompts are judged whatever is predicted: what the recall is measured on."""
+    warmup: int = Field(1000, ge=32)
+    """Ratings to learn from before anything is concluded."""
+
+
 class AnswerSettings(Section):
     """Candidate answers of members."""
 
@@ -345,6 +361,7 @@ class Settings(BaseSettings):
     redis: RedisSettings = RedisSettings()
     ingest: IngestSettings = IngestSettings()
     judge: JudgeSettings = JudgeSettings()
+    screen: ScreenSettings = ScreenSettings()
     buffer: BufferSettings = BufferSettings()
     answer: AnswerSettings = AnswerSettings()
     reward: RewardSettings = RewardSettings()

@@ -8,12 +8,12 @@ import logging
 import math
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from statistics import NormalDist
 from typing import Any, Protocol
 
 import msgspec
 
 from streams.errors import InvalidRecord
+from streams.intervals import wilson
 from streams.records import Message
 from streams.retry import OutageLog, patiently
 from streams.vllm import BadRequest, TooLong, VllmPool
@@ -64,22 +64,6 @@ class GateReport(msgspec.Struct, kw_only=True):
     promote: bool
     reason: str
     rows: list[Comparison]
-
-
-def wilson(successes: float, trials: int, confidence: float) -> tuple[float, float]:
-    """Wilson's score interval of a proportion (Wilson 1927, JASA 22; Brown, Cai & DasGupta 2001 for small samples).
-
-    `successes` may hold halves: with ties counted half the variance of a trial is at most that of a win or loss, so the
-    interval is conservative. (0, 1) without trials.
-    """
-    if trials == 0:
-        return 0.0, 1.0
-    z = NormalDist().inv_cdf(0.5 + confidence / 2)
-    rate = successes / trials
-    centre = rate + z * z / (2 * trials)
-    spread = z * math.sqrt(rate * (1 - rate) / trials + z * z / (4 * trials * trials))
-    scale = 1 + z * z / trials
-    return max(0.0, (centre - spread) / scale), min(1.0, (centre + spread) / scale)
 
 
 def judge_rows(

@@ -33,6 +33,7 @@ MEANING = {
     "too_short": "fewer tokens than ingest.min_tokens",
     "too_long": "more tokens than ingest.max_tokens",
     "wrong_language": "not in one of ingest.languages",
+    "predicted_below": "surely softer than everything kept",
 }
 
 
