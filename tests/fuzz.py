@@ -26,6 +26,7 @@ from agents.hop import Hop
 from agents.ingest import Ingest
 from agents.rules.contamination import Contamination
 from agents.rules.dead_letter_limit import DeadLetterLimit
+from deploy import intake
 from deploy.feeding import key_of, lines_of
 from streams.app import Inbound
 from streams.metrics import Metrics
@@ -207,11 +208,15 @@ class Fuzz:
         self._broker = _Broker()
         self._fatal: list[BaseException] = []
         metrics = Metrics(CollectorRegistry())
+        settings = IngestSettings(max_bytes=MAX_BYTES)
         ingest = Ingest(
-            IngestSettings(max_bytes=MAX_BYTES),
+            settings,
             TOPICS,
             seen=_Seen(),  # type: ignore[arg-type]
-            contamination=Contamination([("bench", "one two three four five six seven eight")], 8),
+            contamination=Contamination([("bench", "one two three four five six seven eight")], 8, 0.5),
+            languages=intake.language_detector(settings),
+            count_tokens=intake.token_counter(settings.tokenizer),
+            redactor=intake.redactor(settings),
             producer=self._broker,  # type: ignore[arg-type]
             metrics=metrics,
             now_ms=lambda: NOW_MS,

@@ -11,8 +11,8 @@ from prometheus_client import CollectorRegistry
 
 from agents.curate import Curate, Curator, Log, Scored, read_scored, replay
 from agents.ingest import Ingest, Seen
-from agents.rules.contamination import Contamination
 from agents.score import Score
+from deploy import intake
 from streams.app import Inbound
 from streams.buffer.base import BufferRules, Offer, Position
 from streams.buffer.memory import MemoryBuffer
@@ -69,11 +69,15 @@ async def seen(redis_url: str, namespace: str) -> AsyncIterator[Seen]:
 
 
 def ingest_with(seen: Seen, producer: Producer) -> Ingest:
+    settings = IngestSettings()
     return Ingest(
-        IngestSettings(),
+        settings,
         TOPICS,
         seen=seen,
-        contamination=Contamination([], 13),
+        contamination=intake.contamination(settings),
+        languages=intake.language_detector(settings),
+        count_tokens=intake.token_counter(settings.tokenizer),
+        redactor=intake.redactor(settings),
         producer=producer,  # type: ignore[arg-type]
         metrics=Metrics(CollectorRegistry()),
     )
@@ -165,7 +169,7 @@ async def test_a_record_is_done_when_the_broker_has_what_came_of_it(seen: Seen, 
             await handle(inbound(json.dumps({"id": "first", "prompt": "Why?"}).encode()))
         record = inbound(value, 1)
     elif name == "score":
-        handle = Score(TOPICS, judge=OneRating(), producer=producer)  # type: ignore[arg-type]
+        handle = Score(TOPICS, judge=OneRating(), producer=producer, now_ms=lambda: 5)  # type: ignore[arg-type]
         accepted = AcceptedPrompt(id="a", prompt_id="a", messages=[Message("user", "Why?")], ts=1)
         record = inbound(encode(accepted), 0, TOPICS.accepted)
     else:
