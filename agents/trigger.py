@@ -103,6 +103,16 @@ def is_running(state: TrainingState, ended: set[str]) -> bool:
     return state.last_run_id is not None and state.last_run_id not in ended
 
 
+def not_ahead(state: TrainingState, now_ms: int) -> None:
+    """Takes times after `now_ms` for now: the clock was ahead when they were written, and has been put right.
+
+    Otherwise the cooldown and the day's budget would last for as long as the clock was ahead, on top of their own.
+    """
+    if state.last_run_at_ms is not None:
+        state.last_run_at_ms = min(state.last_run_at_ms, now_ms)
+    state.runs_ms = [min(started, now_ms) for started in state.runs_ms]
+
+
 class Trigger:
     """Decides every `trigger.interval_s`."""
 
@@ -169,6 +179,7 @@ class Trigger:
         running = is_running(state, await self._ended.read())
         stats = await self._main.stats()
         now = self._now_ms()
+        not_ahead(state, now)
         decision = decide(self._settings.trigger, policy_state(stats, state, running, now), now)
         self._show(decision)
         state.answers_wanted = decision.blocked_by == ["answered_share"] and bool(decision.reasons)

@@ -146,6 +146,26 @@ async def test_no_second_run_while_one_is_going_and_the_next_needs_new_members(
     assert len({request.run_id for request in bench.producer.sent}) == len(bench.producer.sent) == 2
 
 
+async def test_a_clock_that_was_ahead_for_a_while_does_not_hold_up_training(
+    client: Redis, namespace: str, tmp_path: Path
+) -> None:
+    bench = Bench(client, namespace, tmp_path, cooldown_s=60, max_runs_per_day=2)
+    await bench.fill(0, 5)
+    trigger = bench.trigger()
+    bench.now += 7_200_000
+    await trigger.once()
+    bench.ended.runs.add(bench.producer.sent[0].run_id)
+    bench.now -= 7_200_000
+    await bench.fill(5, 5)
+    decision = await trigger.once()
+    assert decision is not None
+    assert decision.blocked_by == ["cooldown_s"], "the run counts as one of just now"
+    bench.now += 61_000
+    decision = await trigger.once()
+    assert decision is not None
+    assert decision.train
+
+
 async def test_of_two_triggers_one_acts(client: Redis, namespace: str, tmp_path: Path) -> None:
     bench = Bench(client, namespace, tmp_path)
     await bench.fill(0, 5)
