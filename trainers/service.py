@@ -213,8 +213,8 @@ class _Trainer:
 
     def _is_stale(self, request: TrainRequest) -> bool:
         """Whether a trigger that had lost its lease asked: a newer trigger's request, with a higher fencing number, was
-        seen, and it was not asked later. (Fencing numbers start anew with an emptied Redis; time does not. A request from
-        the future was written under a clock that was ahead, and counts as asked now.)"""
+        seen, and it was not asked later. (Fencing numbers start anew with an emptied Redis; time does not. A request
+        from the future was written under a clock that was ahead, and counts as asked now.)"""
         file = self._settings.training.work_dir / "newest-request.json"
         try:
             newest = msgspec.json.decode(file.read_bytes(), type=TrainRequest)

@@ -2,6 +2,8 @@
 
 import asyncio
 import os
+import socket
+import struct
 import threading
 from collections.abc import Callable, Collection
 from contextlib import suppress
@@ -59,9 +61,16 @@ class Proxy:
         return heal
 
     def stop(self) -> None:
-        """Ends it."""
+        """Ends it, with its connections."""
+        asyncio.run_coroutine_threadsafe(self._close(), self._loop).result(5)
         self._loop.call_soon_threadsafe(self._loop.stop)
         self._thread.join(5)
+
+    async def _close(self) -> None:
+        others = asyncio.all_tasks() - {asyncio.current_task()}
+        for task in others:
+            task.cancel()
+        await asyncio.gather(*others, return_exceptions=True)
 
     def _run(self) -> None:
         asyncio.set_event_loop(self._loop)
@@ -74,7 +83,7 @@ class Proxy:
             if self._meant(link, [clients]):
                 for end in (link.client, link.server):
                     if end is not None:
-                        end.transport.abort()
+                        _reset(end)
 
     def _mark(self) -> None:
         for link in self._links:
@@ -92,7 +101,7 @@ class Proxy:
     async def _serve(self, reader: asyncio.StreamReader, writer: asyncio.StreamWriter) -> None:
         link = _Link(writer)
         if self._meant(link, list(self._cut)):
-            writer.transport.abort()
+            _reset(writer)
             return
         link.slow = self._meant(link, list(self._slow))
         self._links.add(link)
@@ -113,6 +122,12 @@ class Proxy:
                 writer.write(data)
                 await writer.drain()
         writer.close()
+
+
+def _reset(end: asyncio.StreamWriter) -> None:
+    """RST, not an orderly end."""
+    end.get_extra_info("socket").setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+    end.transport.abort()
 
 
 def _holds(pids: Collection[int], local: int, remote: int) -> bool:

@@ -229,7 +229,8 @@ class System:
             **self.environ(),
             "LD_PRELOAD": str(FAKETIME),
             "FAKETIME_TIMESTAMP_FILE": str(clock),
-            "FAKETIME_CACHE_DURATION": "1",  # seconds; reading the file at every look at the clock costs more than all else
+            # Seconds. Reading the file at every look at the clock costs more than all else.
+            "FAKETIME_CACHE_DURATION": "1",
             "FAKETIME_DONT_FAKE_MONOTONIC": "1",
         }
         with self._lock:
