@@ -20,8 +20,8 @@ from tests.chaos.system import ExternalKafka, System, applied
 JUMP_S = 7200
 BUSY_S = 8.0
 """So long is waited for a part to be at the hop."""
-PHASE_S = 60.0
-"""So long is waited for a run to be in the phase."""
+PHASE_S = 120.0
+"""So long is waited for a run to be in the phase (half of them are rejected, and never promoted)."""
 ROOM_BYTES = 8192
 """What a process can still write to a file whose disk is "full". A snapshot and an adapter are larger."""
 TOO_LARGE = "File too large"
@@ -237,7 +237,7 @@ class Faults:
         for name in names:
             room = (system.folder / f"{name}.log").stat().st_size + ROOM_BYTES
             _limit(system.processes[name].popen.pid, room)
-        hit = _until(lambda: system.log_mentions(names, TOO_LARGE) > said, PHASE_S / 2)
+        hit = _until(lambda: system.log_mentions(names, TOO_LARGE) > said, PHASE_S / 3)
 
         def end() -> bool:
             for name in names:
@@ -260,7 +260,7 @@ class Faults:
             return run[0].path if pids else None
 
         found: list[Path] = []
-        _until(lambda: found.extend(filter(None, [limited()])) or found, PHASE_S / 2)
+        _until(lambda: found.extend(filter(None, [limited()])) or found, PHASE_S / 3)
         log = found[0] / "train.log" if found else None
         hit = log is not None and _until(lambda: TOO_LARGE in log.read_text(errors="replace"), 10)
         return lambda: bool(hit)  # the process has ended, the next one has room

@@ -126,7 +126,9 @@ class System:
             self._stack.callback(self.topics.delete)
         redis_folder = self.folder / "redis"
         redis_folder.mkdir()
-        self.redis = Valkey(redis_folder, "--appendonly", "yes", "--appendfsync", "everysec")
+        # Not rewritten, so that a copy of its files at any moment is one that it starts from.
+        options = ("--appendonly", "yes", "--appendfsync", "everysec", "--auto-aof-rewrite-percentage", "0")
+        self.redis = Valkey(redis_folder, *options)
         self.redis.start()
         self._stack.callback(self._end_redis)
         self.proxies["redis"] = self._proxy(self.redis.port)
@@ -201,7 +203,7 @@ class System:
             "HAYPILE_TRIGGER__MAX_AGE_S": "3",
             "HAYPILE_TRIGGER__COOLDOWN_S": "0",
             "HAYPILE_TRIGGER__MAX_RUNS_PER_DAY": "10000",
-            "HAYPILE_TRIGGER__LEASE_S": "3",
+            "HAYPILE_TRIGGER__LEASE_S": "5",
             "HAYPILE_SERVING__URLS": urls,
             "HAYPILE_SERVING__TIMEOUT_S": "3",
             "HAYPILE_SERVING__RECONCILE_S": "1",
@@ -379,7 +381,7 @@ class System:
         """Redis is killed and comes back with the files of `backup`: what came since is lost."""
         self.redis.kill()
         shutil.rmtree(self.redis.folder)
-        shutil.copytree(backup, self.redis.folder)
+        shutil.move(backup, self.redis.folder)
         self.redis.start()
 
 

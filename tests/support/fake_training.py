@@ -152,7 +152,8 @@ def service() -> None:
 
     launch.command = command
     real.LEASE_S = float(os.environ.get(LEASE_VARIABLE, real.LEASE_S))
-    logging.basicConfig(level=logging.INFO)
+    logging.basicConfig(level=logging.INFO, format="%(asctime)s %(levelname)s %(name)s: %(message)s")
+    logging.getLogger("kafka").setLevel(logging.ERROR)
     stop = threading.Event()
     signal.signal(signal.SIGTERM, lambda *_: stop.set())
     real.serve(load_settings(), stop)
