@@ -1,6 +1,7 @@
 """A run in progress: sends records while faults come and go in two lanes, then waits until all has come to rest."""
 
 import asyncio
+import logging
 import threading
 import time
 from collections import Counter, defaultdict
@@ -27,6 +28,9 @@ class Drive:
     """What happened so far. `faults` runs one lane to its end; both lanes and the sender go at once."""
 
     def __init__(self, system: System) -> None:
+        # Of the harness's own clients: that Kafka is away is no news here.
+        for name in ("aiokafka", "kafka"):
+            logging.getLogger(name).setLevel(logging.CRITICAL)
         self._system = system
         self._faults = Faults(system)
         self.started = time.monotonic()
@@ -36,6 +40,11 @@ class Drive:
         self.revived: Counter[str] = Counter()
         self.errors: list[BaseException] = []
         self.over = threading.Event()
+
+    def wait_until_it_flows(self) -> None:
+        """Returns with the first outcome of a record: the time of the faults begins."""
+        self.watch.until_next(self._system.topics.names.curated, RECOVERY_S)
+        self.started = time.monotonic()
 
     def faults(self, faults: Sequence[Fault], topic: str, done: Callable[[], None]) -> None:
         """One lane: each fault at its time or when the one before it has been recovered from."""

@@ -18,7 +18,7 @@ from tests.chaos.schedule import Fault
 from tests.chaos.system import ExternalKafka, System, applied
 
 JUMP_S = 7200
-BUSY_S = 8.0
+BUSY_S = 20.0
 """So long is waited for a part to be at the hop."""
 PHASE_S = 120.0
 """So long is waited for a run to be in the phase (half of them are rejected, and never promoted)."""
@@ -93,7 +93,7 @@ class Faults:
         system.start(name)
 
         def leave() -> bool:
-            took_part = _until(lambda: any(system.handled(name, hop) for hop in ("ingest", "score", "curate")), 20)
+            took_part = _until(lambda: any(system.handled(name, hop) for hop in ("ingest", "score", "curate")), 60)
             system.end(name)
             return took_part
 
@@ -125,9 +125,9 @@ class Faults:
         system.tell_vllm(name, kind, count)
 
         def end() -> bool:
-            left = system.ask_vllm(name).get("left", count)
+            hit = _until(lambda: system.ask_vllm(name).get("left", count) < count, BUSY_S)
             system.tell_vllm(name, kind, 0)
-            return int(left) < count
+            return hit
 
         return end
 
@@ -159,9 +159,11 @@ class Faults:
     def _redis_comes_back_older(self) -> End:
         """Now its files are copied; at the end it is killed and gets them back: what came between is lost."""
         system = self._system
+        then = asyncio.run(applied(system))
         backup = system.backup_redis()
 
         def restore() -> bool:
+            _until(lambda: asyncio.run(applied(system)) > then, BUSY_S)  # a second of no records loses none
             before = asyncio.run(applied(system))
             system.restore_redis(backup)
             return asyncio.run(applied(system)) < before

@@ -110,8 +110,11 @@ def run(
             for faults, topic in ((flow, names.curated), (training or [], names.events))
         ]
         reviver = threading.Thread(target=drive.revive, daemon=True)
-        for thread in (sender, reviver, *lanes):
+        for thread in (sender, reviver):
             thread.start()
+        drive.wait_until_it_flows()
+        for lane in lanes:
+            lane.start()
         for lane in lanes:
             lane.join()
         sender.finish()

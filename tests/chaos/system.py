@@ -139,7 +139,7 @@ class System:
             self.proxies[name] = self._proxy(port)
         self.recipe = self.folder / "recipe.yaml"
         # The fake judge's ratings are a hash: about half of the challengers are promoted, half rejected.
-        gate = {"prompts": 8, "min_prompts": 4, "min_win_rate": 0.45, "min_lower_bound": 0, "tie_margin": 0.1}
+        gate = {"prompts": 8, "min_prompts": 4, "min_win_rate": 0.45, "min_lower_bound": 0, "tie_margin": 0.01}
         self.recipe.write_text(quick_recipe(gate=gate).model_dump_json())
         self._stack.callback(lambda: [process.kill() for process in self.processes.values()])
         for name, role in ROLES.items():
@@ -203,7 +203,7 @@ class System:
             "HAYPILE_TRIGGER__MAX_AGE_S": "3",
             "HAYPILE_TRIGGER__COOLDOWN_S": "0",
             "HAYPILE_TRIGGER__MAX_RUNS_PER_DAY": "10000",
-            "HAYPILE_TRIGGER__LEASE_S": "5",
+            "HAYPILE_TRIGGER__LEASE_S": "4",
             "HAYPILE_SERVING__URLS": urls,
             "HAYPILE_SERVING__TIMEOUT_S": "3",
             "HAYPILE_SERVING__RECONCILE_S": "1",

@@ -9,15 +9,15 @@ from tests.chaos.system import CAPACITY
 
 def test_nothing_is_lost_and_nothing_is_counted_twice(tmp_path: Path) -> None:
     flow = [
-        Fault("kill worker at score", "worker-1", 9, 1),
-        Fault("redis comes back older", "redis", 11, 1.5),
-        Fault("cut kafka", "everyone", 14, 1.5),
-        Fault("vllm answers 503", "vllm-1", 16, 1),
-        Fault("kill vllm", "vllm-2", 17, 1),
-        Fault("clock jumps", "triggers", 19, 1.5),
-        Fault("kill redis", "redis", 21, 1),
+        Fault("kill worker at score", "worker-1", 1, 1),
+        Fault("redis comes back older", "redis", 3, 1.5),
+        Fault("cut kafka", "everyone", 6, 1.5),
+        Fault("vllm answers 503", "vllm-1", 8, 1),
+        Fault("kill vllm", "vllm-2", 9, 1),
+        Fault("clock jumps", "triggers", 10, 2),
+        Fault("kill redis", "redis", 13, 1),
     ]
-    training = [Fault("kill trainer in dpo", "trainers", 10, 0.5), Fault("disk full: snapshot", "triggers", 18, 1)]
+    training = [Fault("kill trainer in dpo", "trainers", 1, 0.5), Fault("disk full: snapshot", "triggers", 10, 1)]
     report = run(tmp_path, seed=7, records=1500, flow=flow, training=training)
     print(report.table())
     assert report.audit.clean, report.table()
@@ -28,9 +28,9 @@ def test_nothing_is_lost_and_nothing_is_counted_twice(tmp_path: Path) -> None:
 
 def test_every_rule_holds_with_near_duplicates_and_caps(tmp_path: Path) -> None:
     flow = [
-        Fault("kill worker at curate", "worker-2", 7, 0.5),
-        Fault("redis comes back older", "redis", 8, 1),
-        Fault("cut redis", "worker-1", 9, 1),
+        Fault("kill worker at curate", "worker-2", 1, 0.5),
+        Fault("redis comes back older", "redis", 2, 1),
+        Fault("cut redis", "worker-1", 4, 1),
     ]
     report = run(tmp_path, seed=8, records=1200, flow=flow, rules=True)
     print(report.table())

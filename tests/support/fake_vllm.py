@@ -18,6 +18,7 @@ from typing import Any
 from aiohttp import web
 
 TEXT = re.compile(r"<prompt>\n(.*)\n</prompt>", re.DOTALL)
+ANSWER = re.compile(r"<answer>\n(.*)\n</answer>", re.DOTALL)
 NOT_WHOLE = "loaded an adapter that is not whole:"
 MAX_CHARS = 20_000
 """Longer requests are answered like those over the context length."""
@@ -130,7 +131,9 @@ class FakeVllm:
     def _choice(self, index: int, prompt: str) -> dict[str, Any]:
         found = TEXT.search(prompt)
         text = found.group(1) if found else prompt
-        digest = sha256((text + prompt.rsplit("\n", 1)[-1]).encode()).digest()
+        answer = ANSWER.search(prompt)
+        asked = text + (answer.group(1) if answer else "") + prompt.rsplit("\n", 1)[-1]
+        digest = sha256(asked.encode()).digest()
         if prompt.rstrip(" (").endswith("(A-H):"):
             label, others = "ABCDEFGH"[digest[0] % 8], "ABCDEFGH"
         else:
