@@ -16,12 +16,12 @@ from tests.chaos.faults import Faults
 from tests.chaos.schedule import Fault
 from tests.chaos.system import ROLES, System, applied
 
-TICK_S = 0.25
+TICK_S = 0.5
 """The sender sends so often."""
 RECOVERY_S = 60.0
 """Longest wait for a sign of life after a fault."""
-SETTLE_S = 240.0
-"""Longest wait for the last record to be accounted for."""
+STALLED_S = 120.0
+"""When for so long nothing more has been accounted for, what is left counts as lost."""
 
 
 class Drive:
@@ -77,13 +77,15 @@ class Drive:
 
     def settle(self) -> None:
         """Waits until every raw record is accounted for and Redis is level with the log."""
-        deadline = time.monotonic() + SETTLE_S
-        while (left := unaccounted(self._system.topics)) and time.monotonic() < deadline:
-            print(f"waiting for {len(left)} records: {', '.join(left[:3])}", flush=True)
-            time.sleep(2)
         topics = self._system.topics
-        total = len(topics.read(topics.names.scored))
-        while asyncio.run(applied(self._system)) < total and time.monotonic() < deadline:
+        least, since = -1, time.monotonic()
+        while (left := unaccounted(topics)) and time.monotonic() - since < STALLED_S:
+            if not 0 <= least <= len(left):
+                least, since = len(left), time.monotonic()
+            print(f"waiting for {len(left)} records: {', '.join(left[:3])}", flush=True)
+            time.sleep(5)
+        total, since = len(topics.read(topics.names.scored)), time.monotonic()
+        while asyncio.run(applied(self._system)) < total and time.monotonic() - since < STALLED_S:
             time.sleep(0.5)
 
     def end_training(self) -> Training:
@@ -94,7 +96,7 @@ class Drive:
         while (holders := self._leaders(triggers)) != 1 and time.monotonic() < deadline:
             time.sleep(0.2)
         system.stop(triggers, 40)
-        deadline = time.monotonic() + SETTLE_S / 2
+        deadline = time.monotonic() + STALLED_S
         while (left := unfinished(system.topics)) and time.monotonic() < deadline:
             print(f"waiting for runs: {', '.join(left[:3])}", flush=True)
             time.sleep(1)

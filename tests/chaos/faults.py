@@ -100,14 +100,9 @@ class Faults:
         return leave
 
     def _clock(self, target: str, for_s: float) -> End:
-        clocks = [self._system.clock(name) for name in self._system.members(target)]
-
-        def write(text: str) -> None:
-            for clock in clocks:
-                clock.write_text(text)
-
-        write(f"{'+' if for_s % 0.2 < 0.1 else '-'}{JUMP_S}")
-        return _after(lambda: write("+0"), True)
+        clock = self._system.clock(target)
+        clock.write_text(f"{'+' if for_s % 0.2 < 0.1 else '-'}{JUMP_S}")
+        return _after(lambda: clock.write_text("+0"), True)
 
     # -- servers and connections -----------------------------------------------------------------------------------
 

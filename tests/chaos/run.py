@@ -103,11 +103,11 @@ def run(
     with System(folder, rules=RULES if rules else EXACT, training=training is not None, external=external) as system:
         drive = Drive(system)
         expected_s = max((fault.at_s for fault in all_faults), default=0) + 5
-        sender = Sender(system, prompts(records, seed), expected_s, len(all_faults))
+        sender = Sender(system, prompts(records, seed), expected_s, len(flow))
         names = system.topics.names
         lanes = [
-            threading.Thread(target=drive.faults, args=(faults, topic, sender.allow), daemon=True)
-            for faults, topic in ((flow, names.curated), (training or [], names.events))
+            threading.Thread(target=drive.faults, args=lane, daemon=True)
+            for lane in ((flow, names.curated, sender.allow), (training or [], names.events, lambda: None))
         ]
         reviver = threading.Thread(target=drive.revive, daemon=True)
         for thread in (sender, reviver):
@@ -142,7 +142,7 @@ def main() -> int:
     parser.add_argument("--seed", type=int, default=1)
     parser.add_argument("--records", type=int, default=20_000)
     parser.add_argument("--faults", type=int, default=80, help="all together; each kind comes before any comes again")
-    parser.add_argument("--every", type=float, default=7.0, help="seconds between faults of a lane, about")
+    parser.add_argument("--every", type=float, default=6.0, help="seconds between faults of a lane, about")
     parser.add_argument("--rules", action="store_true", help="near-duplicates and category caps on")
     parser.add_argument("--broker-kill", metavar="COMMAND", help="kills the Kafka that the environment names")
     parser.add_argument("--broker-start", metavar="COMMAND", help="starts it again; returns at once")

@@ -58,7 +58,7 @@ FLOW: Kinds = {
     "vllm answers half": (SERVERS, 1, 3),
     "vllm answers empty": (SERVERS, 1, 3),
     "vllm answers nothing": (SERVERS, 1, 3),
-    "clock jumps": ((*WORKERS, "triggers", "trainers"), 2, 4),  # it is looked at once a second
+    "clock jumps": (("worker-2", "trigger-1", "trainer-1"), 2, 4),  # it is looked at once a second
 }
 
 TRAINING: Kinds = {

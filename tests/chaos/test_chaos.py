@@ -14,7 +14,7 @@ def test_nothing_is_lost_and_nothing_is_counted_twice(tmp_path: Path) -> None:
         Fault("cut kafka", "everyone", 6, 1.5),
         Fault("vllm answers 503", "vllm-1", 8, 1),
         Fault("kill vllm", "vllm-2", 9, 1),
-        Fault("clock jumps", "triggers", 10, 2),
+        Fault("clock jumps", "trigger-1", 10, 2),
         Fault("kill redis", "redis", 13, 1),
     ]
     training = [Fault("kill trainer in dpo", "trainers", 1, 0.5), Fault("disk full: snapshot", "triggers", 10, 1)]
