@@ -4,6 +4,7 @@ import argparse
 import json
 import os
 import random
+import signal
 import sys
 import tempfile
 import threading
@@ -148,6 +149,7 @@ def main() -> int:
     parser.add_argument("--broker-start", metavar="COMMAND", help="starts it again; returns at once")
     parser.add_argument("--keep", type=Path, metavar="FOLDER", help="leave logs and files there")
     options = parser.parse_args()
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(1))  # the parts are ended on the way out
     external = external_kafka(parser, options, os.environ.get("HAYPILE_KAFKA__BOOTSTRAP"))
     flow, training = plan(options.seed, options.faults, options.every, external)
     for folder in filter(None, [options.keep]):
