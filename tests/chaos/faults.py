@@ -221,16 +221,17 @@ class Faults:
 
     def _disk_full(self, what: str) -> End:
         if what == "snapshot":
-            return self._no_room(self._system.of_role("trigger"), lambda: None)
-        if what == "registry":
-            # Once training runs: a process that is started later would have no room either.
-            return self._no_room(self._system.of_role("trainer"), lambda: _until(lambda: self._in_phase("dpo"), 30))
-        return self._no_room_to_train()
+            return self._no_room(self._system.of_role("trigger"))
+        if what == "training":
+            return self._no_room_to_train()
+        # The registry: once training runs, because a process that is started later would have no room either.
+        if not _until(lambda: self._in_phase("dpo"), PHASE_S / 2):
+            return lambda: False
+        return self._no_room(self._system.of_role("trainer"))
 
-    def _no_room(self, names: list[str], wait: Callable[[], object]) -> End:
+    def _no_room(self, names: list[str]) -> End:
         system = self._system
         said = system.log_mentions(names, TOO_LARGE)
-        wait()
         for name in names:
             room = (system.folder / f"{name}.log").stat().st_size + ROOM_BYTES
             _limit(system.processes[name].popen.pid, room)
@@ -257,9 +258,9 @@ class Faults:
             return run[0].path if pids else None
 
         found: list[Path] = []
-        _until(lambda: found.extend(filter(None, [limited()])) or found, PHASE_S / 3)
+        _until(lambda: found.extend(filter(None, [limited()])) or found, PHASE_S / 2)
         log = found[0] / "train.log" if found else None
-        hit = log is not None and _until(lambda: TOO_LARGE in log.read_text(errors="replace"), 10)
+        hit = log is not None and _until(lambda: TOO_LARGE in log.read_text(errors="replace"), 20)
         return lambda: bool(hit)  # the process has ended, the next one has room
 
 

@@ -215,7 +215,7 @@ class System:
             "HAYPILE_TRAINING__REGISTRY": str(self.registry.root),
             "HAYPILE_TRAINING__WORK_DIR": str(self.runs),
             "HAYPILE_TRAINING__GROUP": f"{self.topics.kafka.topic_prefix}trainer",
-            fake_training.VARIABLE: "steps 6",
+            fake_training.VARIABLE: "steps 10",
             fake_training.LEASE_VARIABLE: str(LEASE_S),
         }
         if self.external:
