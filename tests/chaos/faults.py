@@ -18,7 +18,7 @@ from tests.chaos.schedule import Fault
 from tests.chaos.system import ExternalKafka, System, applied
 
 JUMP_S = 7200
-BUSY_S = 20.0
+BUSY_S = 40.0
 """So long is waited for a part to be at the hop."""
 PHASE_S = 120.0
 """So long is waited for a run to be in the phase (half of them are rejected, and never promoted)."""
@@ -303,6 +303,9 @@ def _limit(pid: int, bytes_: int) -> None:
 
 
 def _children(pid: int) -> list[int]:
-    with suppress(OSError):
-        return [int(child) for child in Path(f"/proc/{pid}/task/{pid}/children").read_text().split()]
-    return []
+    """Processes that any thread of `pid` has started."""
+    found: list[int] = []
+    for task in Path(f"/proc/{pid}/task").glob("*/children"):
+        with suppress(OSError):
+            found += [int(child) for child in task.read_text().split()]
+    return found

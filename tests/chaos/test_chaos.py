@@ -17,12 +17,12 @@ def test_nothing_is_lost_and_nothing_is_counted_twice(tmp_path: Path) -> None:
         Fault("clock jumps", "trigger-1", 10, 2),
         Fault("kill redis", "redis", 13, 1),
     ]
-    training = [Fault("kill trainer in dpo", "trainers", 1, 0.5), Fault("disk full: snapshot", "triggers", 10, 1)]
+    training = [Fault("kill trainer in dpo", "trainers", 1, 0.5), Fault("disk full: training", "trainers", 10, 0.5)]
     report = run(tmp_path, seed=7, records=1500, flow=flow, training=training)
     print(report.table())
     assert report.audit.clean, report.table()
     assert report.audit.members == CAPACITY
-    assert report.hits["kill trainer in dpo"] == report.hits["disk full: snapshot"] == 1
+    assert report.hits["kill trainer in dpo"] == report.hits["disk full: training"] == 1
     assert max(report.stopped_s.values()) < 20, "SIGTERM under load ends within the grace period"
 
 
