@@ -107,10 +107,9 @@ class Proxy:
         self._links.add(link)
         try:
             there, link.server = await asyncio.open_connection("127.0.0.1", self.target)
-        except OSError:
-            writer.transport.abort()
-        else:
             await asyncio.gather(self._pump(reader, link.server, link), self._pump(there, writer, link))
+        except (OSError, asyncio.CancelledError):
+            writer.transport.abort()
         finally:
             self._links.discard(link)
 

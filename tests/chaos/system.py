@@ -118,6 +118,8 @@ class System:
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
+        with self._lock:
+            self.down.update(ROLES)  # nothing is started again while all ends
         self._stack.close()
 
     def _start(self) -> None:
