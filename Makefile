@@ -94,7 +94,8 @@ lint: $(READY)
 
 check: lint test
 
-# CHAOS="--seed 2 --records 5000 --faults 24" for another run.
+# CHAOS="--seed 2 --records 5000 --faults 40" for another run, --rules with near-duplicates and caps on, --help for the rest.
+# HAYPILE_KAFKA__BOOTSTRAP in the environment: on that Kafka (see docs/delivery.md).
 chaos: $(READY)
 	@exec $(BIN)/python -m tests.chaos.run $(CHAOS)
 

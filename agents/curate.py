@@ -8,7 +8,7 @@ topic first. The log is the truth, Redis a view of it.
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
 import msgspec
@@ -158,16 +158,18 @@ async def replay(
     first: int,
     end: int,
     at: Callable[[int], None] = lambda offset: None,
+    tell: Callable[[Sequence[CuratedOutcome]], Awaitable[object]] | None = None,
 ) -> int:
     """Applies the log's offsets `first` to `end` - 1 of a partition; returns how many records there were.
 
-    `at` is told each offset that it has come to.
-
-    The position ends at `end` - 1 even where the log has holes (retention, compaction).
+    The position ends at `end` - 1 even where the log has holes (retention, compaction). `tell` is given the outcomes,
+    `at` each offset that it has come to.
     """
     count = 0
     async for records in log_of_scored.between(partition, first, end):
-        await curator.apply(records, [Position(partition, first, records[-1].offset)])
+        outcomes = await curator.apply(records, [Position(partition, first, records[-1].offset)])
+        if tell is not None:
+            await tell([outcome for outcome in outcomes if outcome is not None])
         count += len(records)
         first = records[-1].offset + 1
         at(first)
@@ -232,11 +234,15 @@ class Curate:
 
         at(first)
         try:
-            count = await replay(self._log, self._curator, partition, first, end, at)
+            count = await replay(self._log, self._curator, partition, first, end, at, self._tell)
         finally:
             self._metrics.health.well(what)
         self._metrics.buffer_replayed.inc(count)
         return count
+
+    async def _tell(self, outcomes: Sequence[CuratedOutcome]) -> None:
+        # Again, because they may differ: with near-duplicates and caps it matters what was in the buffer first.
+        await asyncio.gather(*(self._producer.send(self._topics.curated, o, key=o.id) for o in outcomes))
 
     async def publish_evictions(self) -> int:
         """Publishes what had to go and is not published yet (also by a worker that died); returns how many."""

@@ -8,7 +8,8 @@ newest fencing number), the request in `train.requests` (the trainer takes a run
 import asyncio
 import logging
 import time
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
+from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any
 
@@ -103,6 +104,16 @@ def is_running(state: TrainingState, ended: set[str]) -> bool:
     return state.last_run_id is not None and state.last_run_id not in ended
 
 
+def not_ahead(state: TrainingState, now_ms: int) -> None:
+    """Takes times after `now_ms` for now: the clock was ahead when they were written, and has been put right.
+
+    Otherwise the cooldown and the day's budget would last for as long as the clock was ahead, on top of their own.
+    """
+    if state.last_run_at_ms is not None:
+        state.last_run_at_ms = min(state.last_run_at_ms, now_ms)
+    state.runs_ms = [min(started, now_ms) for started in state.runs_ms]
+
+
 class Trigger:
     """Decides every `trigger.interval_s`."""
 
@@ -163,12 +174,38 @@ class Trigger:
         self._metrics.trigger_leader.set(fencing is not None)
         if fencing is None:
             return None
-        state = await self._store.load()
+        async with self._lease_kept():
+            return await self._decide(fencing)
+
+    @asynccontextmanager
+    async def _lease_kept(self) -> AsyncIterator[None]:
+        """A snapshot may take longer than the lease: two triggers would take it from each other for ever."""
+        keeper = asyncio.create_task(self._keep_lease())
+        try:
+            yield
+        finally:
+            keeper.cancel()
+            await asyncio.gather(keeper, return_exceptions=True)
+
+    async def _keep_lease(self) -> None:
+        # A failure is left to the fencing number: what is written under an older one is refused.
+        while True:
+            await asyncio.sleep(self._settings.trigger.lease_s / 3)
+            try:
+                await self._lease.renew()
+            except Transient as error:
+                log.warning("trigger: the lease could not be prolonged: %s", error)
+
+    async def _decide(self, fencing: int) -> Decision | None:
+        state = await self._store.claim(fencing)
+        if state is None:
+            return None
         if state.pending is not None:
             await self._publish(state, fencing)  # a trigger died between its decision and its request
         running = is_running(state, await self._ended.read())
         stats = await self._main.stats()
         now = self._now_ms()
+        not_ahead(state, now)
         decision = decide(self._settings.trigger, policy_state(stats, state, running, now), now)
         self._show(decision)
         state.answers_wanted = decision.blocked_by == ["answered_share"] and bool(decision.reasons)

@@ -17,6 +17,14 @@ redis.call('HSET', KEYS[1], 'fencing', ARGV[1], 'state', ARGV[2])
 return 1
 """
 
+# KEYS: the state.  ARGV: fencing number.  Returns the JSON of the state ("" when there is none), or nil when refused.
+CLAIM = """
+local newest = tonumber(redis.call('HGET', KEYS[1], 'fencing') or 0)
+if tonumber(ARGV[1]) < newest then return nil end
+redis.call('HSET', KEYS[1], 'fencing', ARGV[1])
+return redis.call('HGET', KEYS[1], 'state') or ''
+"""
+
 
 class TrainingState(msgspec.Struct, kw_only=True):
     """Everything about earlier runs that a decision needs. Times are epoch milliseconds."""
@@ -46,13 +54,27 @@ class TrainingStateStore:
         self._client = client
         self._key = f"{{{namespace}}}:training"
         self._save = client.register_script(SAVE)
+        self._claim = client.register_script(CLAIM)
 
     async def load(self) -> TrainingState:
         """The state as last saved; a new one when there is none."""
         with translate(self._client):
             # redis-py types hget as sync or async in one
             value: bytes | None = await self._client.hget(self._key, "state")  # type: ignore[assignment]
-        if value is None:
+        return self._read(value)
+
+    async def claim(self, fencing: int) -> TrainingState | None:
+        """The state as last saved, and from now on no lower fencing number writes it; None when a higher one has it.
+
+        Who decides by the state claims it: else a holder that was overtaken could still write between this one's
+        reading and writing, and both would act on the same state.
+        """
+        with translate(self._client):
+            value: bytes | None = await self._claim(keys=[self._key], args=[fencing])
+        return None if value is None else self._read(value)
+
+    def _read(self, value: bytes | None) -> TrainingState:
+        if not value:
             return TrainingState()
         try:
             return msgspec.json.decode(value, type=TrainingState)

@@ -23,6 +23,10 @@ log = logging.getLogger(__name__)
 POLL_MS = 500
 AGAIN_S = 5.0
 """Pause after an outage before Kafka is tried again."""
+REBALANCE_S = 30.0
+"""The group waits so long for a member that does not join again, and a member for the answer. kafka-python's 300 s are
+for consumers that work between two polls; this one polls twice a second (a dead letter that Kafka does not take holds
+it up for 20 s). When a broker lost the answer to a join, no run was begun for those 300 s."""
 BOOTSTRAP_MS = 10_000
 SEND_S = 10.0
 """A record is in Kafka within this, or it is tried again."""
@@ -77,6 +81,7 @@ class Requests:
             auto_offset_reset="earliest",
             session_timeout_ms=int(self._kafka.session_timeout_s * 1000),
             heartbeat_interval_ms=int(self._kafka.session_timeout_s * 1000 / 5),
+            max_poll_interval_ms=int(max(REBALANCE_S, self._kafka.session_timeout_s) * 1000),
             bootstrap_timeout_ms=BOOTSTRAP_MS,
         )
         try:

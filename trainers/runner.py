@@ -282,11 +282,19 @@ class _Run:
         self.folder = folder
         self.request = request
         self.record: Record = folder.record()
+        self._known_outcome = self.record.outcome
+        """The outcome in the file, as far as we know."""
         self._publish = publish
         self._metrics = metrics
 
     def save(self) -> None:
+        self._check()
         self.folder.write("record.json", self.record)
+
+    def _check(self) -> None:
+        """Raises `LeaseLost` when the run has ended without us: we slept past our lease, the file knows more."""
+        if self._known_outcome is None and self.folder.record().outcome is not None:
+            raise LeaseLost("the run has ended while this trainer was stopped")
 
     def learned(self, metrics: dict[str, Any]) -> None:
         self.record.metrics |= metrics
@@ -295,11 +303,13 @@ class _Run:
         """Write the outcome: from here on the run is not run again."""
         self.record.outcome, self.record.reason = outcome, reason
         self.save()
+        self._known_outcome = outcome
 
     async def announce(self, phase: Phase, metrics: dict[str, Any]) -> None:
         """Send the event of a phase with all metrics so far, once."""
         if phase in self.record.published:
             return
+        self._check()
         self.learned(metrics)
         self._metrics.show_phase(phase)
         event = TrainEvent(

@@ -213,7 +213,8 @@ class _Trainer:
 
     def _is_stale(self, request: TrainRequest) -> bool:
         """Whether a trigger that had lost its lease asked: a newer trigger's request, with a higher fencing number, was
-        seen, and it was not asked later. (Fencing numbers start anew with an emptied Redis; time does not.)"""
+        seen, and it was not asked later. (Fencing numbers start anew with an emptied Redis; time does not. A request
+        from the future was written under a clock that was ahead, and counts as asked now.)"""
         file = self._settings.training.work_dir / "newest-request.json"
         try:
             newest = msgspec.json.decode(file.read_bytes(), type=TrainRequest)
@@ -221,7 +222,8 @@ class _Trainer:
             newest = None
         if newest and request.fencing < newest.fencing and request.requested_at <= newest.requested_at:
             return request.fencing > 0  # 0: asked by hand
-        write_atomic(file, msgspec.json.encode(request))
+        asked = min(request.requested_at, int(time.time() * 1000))
+        write_atomic(file, msgspec.json.encode(msgspec.structs.replace(request, requested_at=asked)))
         return False
 
     async def reconcile(self) -> None:

@@ -149,9 +149,12 @@ def test_a_stale_request_is_refused(bench: Bench) -> None:
     bench.request("new", fencing=7, requested_at=now)
     bench.request("old", fencing=6, requested_at=now - 1000)
     bench.request("after-redis-was-emptied", fencing=1, requested_at=now + 1000)
+    bench.request("clock-ahead", fencing=9, requested_at=now + 7_200_000)
+    bench.request("after-redis-was-emptied-again", fencing=1, requested_at=now + 600_000)
     bench.start()
-    bench.wait_for("after-redis-was-emptied", "done")
+    bench.wait_for("after-redis-was-emptied-again", "done")
     assert bench.phases("old") == ["failed"] and bench.phases("new")[-1] == "done"
+    assert bench.phases("after-redis-was-emptied")[-1] == "done"
 
 
 @pytest.mark.parametrize("number", [signal.SIGTERM, signal.SIGKILL])

@@ -11,7 +11,7 @@ from prometheus_client import CollectorRegistry
 from redis.asyncio import Redis
 
 from agents.trigger import Trigger, is_running
-from streams.buffer.base import BufferRules, Offer
+from streams.buffer.base import BufferRules, BufferStats, Offer
 from streams.buffer.memory import MemoryBuffer
 from streams.errors import Transient
 from streams.lease import Lease
@@ -146,6 +146,26 @@ async def test_no_second_run_while_one_is_going_and_the_next_needs_new_members(
     assert len({request.run_id for request in bench.producer.sent}) == len(bench.producer.sent) == 2
 
 
+async def test_a_clock_that_was_ahead_for_a_while_does_not_hold_up_training(
+    client: Redis, namespace: str, tmp_path: Path
+) -> None:
+    bench = Bench(client, namespace, tmp_path, cooldown_s=60, max_runs_per_day=2)
+    await bench.fill(0, 5)
+    trigger = bench.trigger()
+    bench.now += 7_200_000
+    await trigger.once()
+    bench.ended.runs.add(bench.producer.sent[0].run_id)
+    bench.now -= 7_200_000
+    await bench.fill(5, 5)
+    decision = await trigger.once()
+    assert decision is not None
+    assert decision.blocked_by == ["cooldown_s"], "the run counts as one of just now"
+    bench.now += 61_000
+    decision = await trigger.once()
+    assert decision is not None
+    assert decision.train
+
+
 async def test_of_two_triggers_one_acts(client: Redis, namespace: str, tmp_path: Path) -> None:
     bench = Bench(client, namespace, tmp_path)
     await bench.fill(0, 5)
@@ -194,6 +214,57 @@ async def test_a_trigger_that_lost_its_lease_while_it_wrote_requests_nothing(
     bench.main = slow
     await bench.trigger().once()
     assert bench.producer.sent == []
+
+
+class Gate(MemoryBuffer):
+    """Its figures are to be had when `open` is set; `reached` says that somebody waits for them."""
+
+    def __init__(self, like: MemoryBuffer) -> None:
+        super().__init__(like.rules)
+        self.__dict__.update(like.__dict__)
+        self.reached, self.open = asyncio.Event(), asyncio.Event()
+
+    async def stats(self) -> BufferStats:
+        self.reached.set()
+        await self.open.wait()
+        return await super().stats()
+
+
+async def test_of_two_triggers_that_decide_at_once_the_one_with_the_lease_requests(
+    client: Redis, namespace: str, tmp_path: Path
+) -> None:
+    bench = Bench(client, namespace, tmp_path)
+    await bench.fill(0, 5)
+    members = bench.main
+    gates = [Gate(members), Gate(members)]
+    tasks = []
+    for gate in gates:
+        bench.main = gate
+        tasks.append(asyncio.create_task(bench.trigger().once()))
+        await gate.reached.wait()
+        # The process of the first stands still until its lease has run out, which the second takes.
+        await client.delete(f"{{{namespace}}}:lease:trigger")
+    for gate, task in zip(gates, tasks, strict=True):
+        gate.open.set()
+        await task
+    assert [request.fencing for request in bench.producer.sent] == [2]
+
+
+async def test_the_lease_is_kept_while_a_long_snapshot_is_written(
+    client: Redis, namespace: str, tmp_path: Path
+) -> None:
+    bench = Bench(client, namespace, tmp_path, lease_s=1.1)
+    await bench.fill(0, 5)
+    second = bench.trigger()
+    gate = bench.main = Gate(bench.main)
+    first = asyncio.create_task(bench.trigger().once())
+    await gate.reached.wait()
+    for _ in range(8):
+        await asyncio.sleep(0.3)
+        assert await second.once() is None
+    gate.open.set()
+    await first
+    assert len(bench.producer.sent) == 1
 
 
 async def test_answers_are_asked_for_when_nothing_else_is_missing(

@@ -1,35 +1,50 @@
 """A vLLM that costs nothing and can be told to fail. Answers like the real one where haypile looks (see the contract
 tests in `tests/contract/test_vllm.py`, which run over both).
 
-`python -m tests.support.fake_vllm PORT [DELAY_S]` serves one; `POST /fault {"kind": …, "count": n}` fails the next n.
+`python -m tests.support.fake_vllm PORT [DELAY_S [ANSWER_DELAY_S]]` serves one; `POST /fault {"kind": …, "count": n}`
+fails the next n, `GET /fault` says how many of them are left and how many requests are in progress for each model.
 """
 
 import asyncio
-import hashlib
 import json
 import math
 import re
 import sys
+from collections import Counter
+from hashlib import sha256
+from pathlib import Path
 from typing import Any
 
 from aiohttp import web
 
 TEXT = re.compile(r"<prompt>\n(.*)\n</prompt>", re.DOTALL)
+ANSWER = re.compile(r"<answer>\n(.*)\n</answer>", re.DOTALL)
+NOT_WHOLE = "loaded an adapter that is not whole:"
 MAX_CHARS = 20_000
 """Longer requests are answered like those over the context length."""
 
 
 class FakeVllm:
-    """The application. `delay_s` is the time of each request; `ratings` overrides the hash of a text (1..9)."""
+    """The application. `delay_s` is the time of each request, `answer_delay_s` that of a chat completion and of loading
+    an adapter; `ratings` overrides the hash of a text (1..9). An adapter of a registry that is not whole when it is
+    loaded is complained of on standard output.
+    """
 
-    def __init__(self, delay_s: float = 0.0, models: tuple[str, ...] = ("base", "teacher", "judge")) -> None:
+    def __init__(
+        self,
+        delay_s: float = 0.0,
+        models: tuple[str, ...] = ("base", "teacher", "judge"),
+        answer_delay_s: float | None = None,
+    ) -> None:
         self.delay_s = delay_s
+        self.answer_delay_s = delay_s if answer_delay_s is None else answer_delay_s
         self.models = list(models)
         self.adapters: dict[str, str] = {}
         self.ratings: dict[str, int] = {}
         self.requests = 0
         self.most_at_once = 0
         self._at_once = 0
+        self._by_model: Counter[str] = Counter()
         self._fault: dict[str, Any] = {}
         self.app = web.Application(client_max_size=64 * 2**20)
         self.app.router.add_get("/v1/models", self._models)
@@ -40,6 +55,7 @@ class FakeVllm:
         self.app.router.add_post("/v1/load_lora_adapter", self._load)
         self.app.router.add_post("/v1/unload_lora_adapter", self._unload)
         self.app.router.add_post("/fault", self._set_fault)
+        self.app.router.add_get("/fault", self._show_fault)
 
     def fault(self, kind: str, count: int) -> None:
         """The next `count` requests fail: `400` `429` `500` `503` `garbage` `half` `empty` `nothing`."""
@@ -48,6 +64,9 @@ class FakeVllm:
     async def _set_fault(self, request: web.Request) -> web.Response:
         self._fault = await request.json()
         return web.Response()
+
+    async def _show_fault(self, request: web.Request) -> web.Response:
+        return web.json_response({"left": self._fault.get("count", 0), "in_progress": self._by_model})
 
     async def _health(self, request: web.Request) -> web.Response:
         return web.Response()
@@ -71,9 +90,11 @@ class FakeVllm:
         self.requests += 1
         self._at_once += 1
         self.most_at_once = max(self.most_at_once, self._at_once)
+        self._by_model[body["model"]] += 1
+        delay_s = self.answer_delay_s if "messages" in body else self.delay_s
         try:
-            if self.delay_s:
-                await asyncio.sleep(self.delay_s)
+            if delay_s:
+                await asyncio.sleep(delay_s)
             failed = await self._faulty(request)
             if failed is not None:
                 return failed
@@ -84,6 +105,7 @@ class FakeVllm:
             return web.json_response(make())
         finally:
             self._at_once -= 1
+            self._by_model[body["model"]] -= 1
 
     async def _faulty(self, request: web.Request) -> web.StreamResponse | None:
         if not self._fault.get("count"):
@@ -114,7 +136,9 @@ class FakeVllm:
     def _choice(self, index: int, prompt: str) -> dict[str, Any]:
         found = TEXT.search(prompt)
         text = found.group(1) if found else prompt
-        digest = hashlib.sha256((text + prompt.rsplit("\n", 1)[-1]).encode()).digest()
+        answer = ANSWER.search(prompt)
+        asked = text + (answer.group(1) if answer else "") + prompt.rsplit("\n", 1)[-1]
+        digest = sha256(asked.encode()).digest()
         if prompt.rstrip(" (").endswith("(A-H):"):
             label, others = "ABCDEFGH"[digest[0] % 8], "ABCDEFGH"
         else:
@@ -134,7 +158,7 @@ class FakeVllm:
     def _classify_body(self, body: dict[str, Any]) -> dict[str, Any]:
         """As vLLM's `entrypoints/pooling/classify` builds it (0.32): a one-label model, -8..8 by the text's hash."""
         texts = [body["input"]] if isinstance(body["input"], str) else body["input"]
-        logits = [hashlib.sha256(text.encode()).digest()[0] / 16 - 8 for text in texts]
+        logits = [sha256(text.encode()).digest()[0] / 16 - 8 for text in texts]
         if body.get("use_activation", True):
             logits = [1 / (1 + math.exp(-logit)) for logit in logits]
         data = [
@@ -158,6 +182,10 @@ class FakeVllm:
         body = await request.json()
         if body["lora_name"] in self.adapters:
             return _error(400, f"The lora adapter '{body['lora_name']}' has already been loaded.")
+        if self.answer_delay_s:
+            await asyncio.sleep(self.answer_delay_s)
+        if (problem := _not_whole(Path(body["lora_path"]))) is not None:
+            print(f"{NOT_WHOLE} {body['lora_path']}: {problem}", flush=True)
         self.adapters[body["lora_name"]] = body["lora_path"]
         return web.Response(text=f"Success: LoRA adapter '{body['lora_name']}' added successfully.")
 
@@ -176,6 +204,18 @@ def _texts(body: dict[str, Any]) -> list[str]:
     return [body["prompt"]] if isinstance(body["prompt"], str) else list(body["prompt"])
 
 
+def _not_whole(adapter: Path) -> str | None:
+    """What is wrong with a registry's adapter; other folders are not looked at."""
+    try:
+        digests = json.loads((adapter / "manifest.json").read_bytes())["sha256"]
+        wrong = [
+            name for name, digest in digests.items() if sha256((adapter / name).read_bytes()).hexdigest() != digest
+        ]
+    except (OSError, ValueError) as error:
+        return f"{error}" if adapter.is_dir() else None
+    return f"{', '.join(wrong)} differ from the manifest" if wrong else None
+
+
 def _error(status: int, message: str) -> web.Response:
     text = json.dumps({"error": {"message": message, "code": status}})
     return web.Response(status=status, text=text, content_type="application/json")
@@ -183,7 +223,10 @@ def _error(status: int, message: str) -> web.Response:
 
 if __name__ == "__main__":
     web.run_app(
-        FakeVllm(float(sys.argv[2]) if len(sys.argv) > 2 else 0.0).app,
+        FakeVllm(
+            float(sys.argv[2]) if len(sys.argv) > 2 else 0.0,
+            answer_delay_s=float(sys.argv[3]) if len(sys.argv) > 3 else None,
+        ).app,
         host="127.0.0.1",
         port=int(sys.argv[1]),
         print=None,

@@ -14,8 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from kafka import KafkaConsumer, KafkaProducer, TopicPartition
-from kafka.errors import KafkaError
+from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
 
 from deploy.local import broker
 from deploy.local.processes import free_port, port_open
@@ -53,6 +52,7 @@ class Process:
 
     def __init__(self, arguments: Sequence[str], log: Path, environ: dict[str, str] | None = None) -> None:
         self.log = log
+        self.metrics_port = 0
         with log.open("ab") as output:
             self.popen = subprocess.Popen(
                 [sys.executable, *arguments],
@@ -97,9 +97,10 @@ class Worker(Process):
     """`haypile worker` with metrics on a port of its own."""
 
     def __init__(self, folder: Path, name: str, agents: str, environ: dict[str, str]) -> None:
-        self.metrics_port = free_port()
-        environ = {**environ, "HAYPILE_WORKER__METRICS_PORT": str(self.metrics_port)}
+        port = free_port()
+        environ = {**environ, "HAYPILE_WORKER__METRICS_PORT": str(port)}
         super().__init__(["-m", "deploy.cli", "worker", "--agents", agents], folder / f"{name}.log", environ)
+        self.metrics_port = port
 
     def metrics(self) -> dict[str, float]:
         """Samples by name with labels; empty while it starts. AssertionError with its log when it has ended."""
@@ -137,6 +138,14 @@ class Topics:
             "HAYPILE_KAFKA__IDEMPOTENCE": "false",
         }
 
+    def delete(self) -> None:
+        """Deletes the topics, on a broker that outlives the test."""
+        admin = KafkaAdminClient(bootstrap_servers=self.kafka.bootstrap)
+        try:
+            admin.delete_topics(list(self.names.all()))
+        finally:
+            admin.close()
+
     def send(self, values: Sequence[bytes], topic: str | None = None) -> None:
         """Writes values (to `prompts.raw` unless told otherwise), spread over the partitions; waits for the broker."""
         producer = KafkaProducer(bootstrap_servers=self.kafka.bootstrap, acks="all", enable_idempotence=False)
@@ -147,34 +156,6 @@ class Topics:
         for future in futures:
             future.get(timeout=30)
         producer.close()
-
-    def try_send(self, values: Sequence[bytes], first_partition: int) -> list[bytes]:
-        """Like `send`, but patient with a broker that is away: what it did not take within some seconds comes back."""
-        try:
-            producer = KafkaProducer(
-                bootstrap_servers=self.kafka.bootstrap,
-                acks="all",
-                enable_idempotence=False,
-                request_timeout_ms=4000,
-                delivery_timeout_ms=8000,
-                max_block_ms=4000,
-            )
-        except KafkaError:
-            return list(values)
-        left = []
-        futures: list[tuple[bytes, Any]] = []
-        for i, value in enumerate(values, start=first_partition):
-            try:
-                futures.append((value, producer.send(self.names.raw, value, partition=i % self.kafka.partitions)))
-            except KafkaError:
-                left.append(value)
-        for value, future in futures:
-            try:
-                future.get(timeout=10)
-            except KafkaError:
-                left.append(value)
-        producer.close(timeout=1)
-        return left
 
     def read(self, topic: str) -> list[tuple[int, int, bytes]]:
         """(partition, offset, value) of all that is in a topic now."""

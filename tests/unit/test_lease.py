@@ -105,3 +105,15 @@ async def test_a_state_of_another_version_says_so(client: redis.asyncio.Redis, n
     await client.hset(f"{{{namespace}}}:training", "state", '{"runs_ms": "many"}')
     with pytest.raises(Fatal, match="training"):
         await TrainingStateStore(client, namespace).load()
+
+
+async def test_who_has_claimed_the_state_shuts_out_older_holders_before_it_writes(
+    client: redis.asyncio.Redis, namespace: str
+) -> None:
+    store = TrainingStateStore(client, namespace)
+    assert await store.claim(fencing=2) == TrainingState()
+    assert await store.save(STATE, fencing=2)
+    assert await store.claim(fencing=3) == STATE
+    assert not await store.save(TrainingState(last_run_id="stale"), fencing=2)
+    assert await store.claim(fencing=2) is None
+    assert await store.save(TrainingState(last_run_id="newer"), fencing=3)

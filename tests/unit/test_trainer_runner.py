@@ -309,3 +309,23 @@ def test_the_name_of_the_base_is_not_its_folder(tmp_path: Path) -> None:
     assert base_name(str(folder)) == "base"
     (folder / "haypile-base.json").write_text(json.dumps({"format": 1, "model": "org/real"}))
     assert base_name(str(folder)) == "org/real"
+
+
+async def test_a_trainer_that_slept_through_its_lease_does_not_undo_an_end(bench: Bench) -> None:
+    """It was stopped in the gate; meanwhile another ended its run and the next one, which is the champion now."""
+
+    async def publish(event: TrainEvent) -> None:
+        bench.events.append(event)
+        if event.phase == "gate":
+            sleeper._publish = bench.publish
+            assert await bench.do() == "done"
+            assert await bench.do("run2") == "done"
+
+    sleeper = bench.runner()
+    sleeper._publish = publish
+    with pytest.raises(LeaseLost):
+        await sleeper.do(bench.request(), ours)
+    assert bench.folder().record().outcome == "done"
+    assert await bench.do() == "done", "it is over for whoever gets the request now"
+    assert bench.registry.champion().version == "v0002-run2"
+    assert len(bench.registry.champion().history) == 2
