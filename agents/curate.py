@@ -244,7 +244,7 @@ class Curate:
         for buffer in self._buffers:
             while evicted := await buffer.outbox(BATCH):
                 await asyncio.gather(*(self._producer.send(self._topics.curated, e, key=e.id) for e in evicted))
-                await buffer.outbox_done([e.id for e in evicted])
+                await buffer.outbox_done(evicted)
                 self._metrics.records.labels("curate", "evicted").inc(len(evicted))
                 count += len(evicted)
         return count

@@ -23,6 +23,8 @@ Outcome = Literal[
     "too_short",
     "too_long",
     "wrong_language",
+    "unreadable_again",
+    "other_judge",
 ]
 Phase = Literal["queued", "sft", "dpo", "gate", "promote", "done", "failed", "rejected"]
 
@@ -116,6 +118,8 @@ class CuratedOutcome(msgspec.Struct, kw_only=True):
     """Of an eviction: the id that was admitted instead."""
     origin: str | None = None
     """Where the raw record stands (`topic:partition:offset`), when it was refused at `ingest`."""
+    judge: str | None = None
+    """Among whose ratings it competed; null for what never reached a buffer."""
     ts: int
     """Epoch milliseconds."""
 
