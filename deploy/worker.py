@@ -22,6 +22,7 @@ from agents.curate import Curate, Curator, Log
 from agents.hop import Handler, Hop
 from agents.ingest import Ingest, Seen
 from agents.poison import Poison
+from agents.rescore import LEASE_S, Rescore
 from agents.rules.dead_letter_limit import DeadLetterLimit
 from agents.score import Score
 from deploy import intake
@@ -30,9 +31,10 @@ from deploy.clients import teacher_pool
 from deploy.observer import Observer
 from streams.app import Hops, create_app
 from streams.buffer.base import Buffer, BufferName, rules
-from streams.buffer.redis import RedisBuffer
+from streams.buffer.redis_generations import RedisGenerations
 from streams.errors import Fatal, HaypileError, SettingsError, Transient
 from streams.judge import Judge
+from streams.lease import Lease
 from streams.metrics import Metrics
 from streams.producer import Producer
 from streams.redis_client import connect
@@ -49,8 +51,6 @@ log = logging.getLogger(__name__)
 
 REPAIR_S = 5.0
 """How often to look whether Redis is behind the log."""
-
-BUFFERS: tuple[BufferName, BufferName] = ("main", "eval")
 
 
 def run_worker(settings: Settings) -> int:
@@ -107,9 +107,10 @@ class _Worker:
             stack.push_async_exit(producer)
             client = connect(settings.redis)
             stack.push_async_callback(client.aclose)
-            main, held_out = (
-                RedisBuffer(client, settings.redis.namespace, name, rules(settings.buffer, name)) for name in BUFFERS
+            generations = RedisGenerations(
+                client, settings.redis.namespace, rules(settings.buffer, "main"), rules(settings.buffer, "eval")
             )
+            main, held_out = generations.main, generations.held_out
             judge_pool = await stack.enter_async_context(judge_pool_of(settings))
             judge = Judge(judge_pool, settings.judge, self.metrics)
 
@@ -140,9 +141,19 @@ class _Worker:
                 handlers["ingest"] = (self.topics.raw, ingest)
             if "score" in agents:
                 handlers["score"] = (self.topics.accepted, Score(self.topics, judge=judge, producer=producer))
+                rescore = Rescore(
+                    self.topics,
+                    judge=judge,
+                    generations=generations,
+                    lease=Lease(client, settings.redis.namespace, "rescore", LEASE_S),
+                    producer=producer,
+                    metrics=self.metrics,
+                    concurrency=settings.judge.rescore_concurrency,
+                )
+                chores.append(lambda: rescore.run(self.stop))
             if "curate" in agents:
                 curate = Curate(
-                    Curator(settings.buffer, main, held_out, _now_ms),
+                    Curator(settings.buffer, main, held_out, _now_ms, generations=generations),
                     [main, held_out],
                     self.topics,
                     log_of_scored=Log(settings.kafka, self.topics),
@@ -194,7 +205,6 @@ class _Worker:
     def _trigger(self, client: Redis, main: Buffer, held_out: Buffer, producer: Producer) -> Trigger:
         # Only a worker that decides about training imports what that needs.
         from agents.trigger import EndedRuns, Trigger
-        from streams.lease import Lease
         from streams.training_state import TrainingStateStore
         from trainers.recipe import load_recipe
         from trainers.registry import Registry

@@ -95,6 +95,20 @@ class Metrics:
             "haypile_buffer_replayed", "Records replayed from the log because Redis was behind it.", registry=registry
         )
 
+        # Another judge
+        self.rescore_members = Gauge(
+            "haypile_rescore_members",
+            "Members that go through the next judge: all when it began, and those left; 0 while nothing is rescored.",
+            ["state"],
+            registry=registry,
+        )
+        self.rescored = Counter(
+            "haypile_rescored", "Members rated by the next judge, by outcome.", ["outcome"], registry=registry
+        )
+        self.generation_switches = Counter(
+            "haypile_generation_switches", "Times that the buffer went over to another judge.", registry=registry
+        )
+
         # Answers
         self.answers = Counter(
             "haypile_answers", "Candidate answers attached, by origin.", ["origin"], registry=registry

@@ -26,6 +26,8 @@ Outcome = Literal[
     "unreadable_again",
     "other_judge",
 ]
+"""`unreadable_again`: a member that the next judge cannot read (`agents.rescore`). `other_judge` is not published: the
+record is rated again."""
 Phase = Literal["queued", "sft", "dpo", "gate", "promote", "done", "failed", "rejected"]
 
 
@@ -98,6 +100,11 @@ class ScoredPrompt(AcceptedPrompt, kw_only=True):
     decimals). Empty: a record from before this field."""
     seen_chars: int | None = None
     """How much of the prompt the judge saw, in characters of the text that it is shown."""
+
+
+def accepted(prompt: AcceptedPrompt) -> AcceptedPrompt:
+    """The prompt as it was before any judge rated it."""
+    return AcceptedPrompt(**{name: getattr(prompt, name) for name in AcceptedPrompt.__struct_fields__})
 
 
 class CuratedOutcome(msgspec.Struct, kw_only=True):

@@ -143,6 +143,8 @@ class JudgeSettings(Section):
     """Under this probability on the labels an answer is not a rating: `judge_unreadable`."""
     concurrency: int = Field(32, ge=1)
     """Requests in flight for each URL."""
+    rescore_concurrency: int = Field(8, ge=1)
+    """Members rated at once when the buffer goes over to another judge; few, so that new arrivals go first."""
     timeout_s: float = Field(30, gt=0)
     """Of one request. Under the Kafka session timeout, so that a rebalance never waits for it."""
     api_key: SecretStr | None = None

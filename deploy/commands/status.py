@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from deploy.commands.common import JsonOption, buffer_of, print_json, run
+from deploy.commands.common import JsonOption, generations_of, print_json, run
+from deploy.commands.rescore import described
 
 if TYPE_CHECKING:
     from streams.settings import Settings
@@ -64,8 +65,9 @@ def _kafka(settings: "Settings") -> dict[str, Any]:
 
 
 async def _buffer(settings: "Settings") -> dict[str, Any]:
-    async with buffer_of(settings) as main, buffer_of(settings, "eval") as held_out:
-        stats, other = await main.stats(), await held_out.stats()
+    async with generations_of(settings) as generations:
+        stats, other = await generations.main.stats(), await generations.held_out.stats()
+        state = await generations.read()
     return {
         "members": stats.size,
         "capacity": stats.capacity,
@@ -73,8 +75,8 @@ async def _buffer(settings: "Settings") -> dict[str, Any]:
         "admitted_total": stats.admitted_total,
         "lowest_difficulty": stats.lowest_difficulty,
         "highest_difficulty": stats.highest_difficulty,
-        "judge": stats.judge,
         "held_out": other.size,
+        **described(state),
     }
 
 
@@ -166,6 +168,13 @@ def _print(found: dict[str, dict[str, Any]]) -> None:
                 print(
                     f"            difficulty {values['lowest_difficulty']:.2f} to {values['highest_difficulty']:.2f}, "
                     f"judge {values['judge']}"
+                )
+            if values["rescoring"]:
+                coming = values["rescoring"]
+                since = datetime.fromtimestamp(coming["started_ms"] / 1000, UTC)
+                print(
+                    f"            goes over to judge {coming['judge']}: {coming['left']} of {coming['total']} members "
+                    f"left, since {since:%Y-%m-%d %H:%M:%S} UTC"
                 )
         elif part == "vllm":
             for url, names in values["serves"].items():

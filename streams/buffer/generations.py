@@ -49,6 +49,8 @@ class GenerationState(msgspec.Struct, frozen=True, kw_only=True):
     """When the rescoring began (epoch milliseconds)."""
     total: int = 0
     """Members to rescore when it began."""
+    left: int = 0
+    """Members that are still to be rescored."""
     last: int = 1
     """Highest number ever given; numbers are not used again."""
     retired: frozenset[str] = frozenset()

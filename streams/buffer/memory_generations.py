@@ -42,7 +42,7 @@ class MemoryGenerations:
         return await self.read()
 
     async def read(self) -> GenerationState:
-        return _replace(self._state, judge=self.judge)
+        return _replace(self._state, judge=self.judge, left=len(self.main.todo) + len(self.held_out.todo))
 
     async def begin(self, judge: str, forced: bool = False) -> Begun:
         state = await self.read()

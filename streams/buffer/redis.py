@@ -55,6 +55,7 @@ KEY_NAMES = (
     "positions",
 )
 """In the order of `lua/keys.lua`."""
+NAMES: tuple[BufferName, BufferName] = ("main", "eval")
 NOT_COMPARED = Sketch(b"", b"")
 SCAN_COUNT = 1000
 """Members that one step of a scan looks at: under a millisecond of Redis."""
@@ -113,6 +114,7 @@ class Pointer:
     def __init__(self, client: redis.asyncio.Redis, namespace: str) -> None:
         self._client = client
         self._keys = shared_keys(namespace)
+        self._todo = [todo_key(namespace, name) for name in NAMES]
         self._known: GenerationState | None = None
 
     async def known(self) -> GenerationState:
@@ -125,7 +127,9 @@ class Pointer:
             async with self._client.pipeline(transaction=True) as pipe:
                 pipe.hgetall(self._keys[0])
                 pipe.zrange(self._keys[1], 0, -1)
-                fields, retired = await pipe.execute()
+                for key in self._todo:
+                    pipe.zcard(key)
+                fields, retired, *left = await pipe.execute()
         found = {name.decode(): value.decode() for name, value in fields.items()}
 
         def number(name: str) -> int | None:
@@ -139,6 +143,7 @@ class Pointer:
             next_judge=found.get("next_judge"),
             started_ms=number("started"),
             total=number("total") or 0,
+            left=sum(left),
             last=number("last") or 1,
             retired=frozenset(judge.decode() for judge in retired),
         )

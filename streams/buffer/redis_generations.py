@@ -9,11 +9,9 @@ import redis.asyncio
 from streams.buffer.base import BufferName, BufferRules, Clock
 from streams.buffer.generations import Begun, GenerationMoved, GenerationState
 from streams.buffer.rank import member_key
-from streams.buffer.redis import KEY_NAMES, Pointer, RedisBuffer, generation_keys, script, shared_keys, todo_key
+from streams.buffer.redis import KEY_NAMES, NAMES, Pointer, RedisBuffer, generation_keys, script, shared_keys, todo_key
 from streams.records import Member
 from streams.redis_client import translate
-
-NAMES: tuple[BufferName, BufferName] = ("main", "eval")
 
 
 class RedisGenerations:
