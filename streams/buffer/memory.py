@@ -87,7 +87,7 @@ class MemoryBuffer:
         if self.serving is not None:
             self.serving.todo -= {offer.prompt.id for offer in offers}
         if self.coming is not None:
-            self.todo |= {o.id for o in outcomes if o.outcome == "admitted"} - before_ids
+            self.todo |= {o.id for o in outcomes if o.outcome == "admitted"} - before_ids - self.coming._entries.keys()
         self.todo &= self._entries.keys()
         return outcomes + evictions
 

@@ -10,8 +10,8 @@
 --           {'ok', {outcome, detail, threshold, value}…, {id, rank key, threshold, detail, by}…}: flat lists, '' for none;
 --           value: equal slots of a near-duplicate, members of a full category; by: who was admitted instead
 --
--- While a rescoring is under way, who is admitted to the active generation is entered in `todo`, and who is offered to the
--- next one is taken off it, whatever became of the offer. A member that was one in the active generation keeps its answers,
+-- While a rescoring is under way, who is admitted to the active generation is entered in `todo`, unless it is a member of
+-- the next one; who is offered to the next one is taken off it, whatever became of the offer. A member that was one in the active generation keeps its answers,
 -- its near-duplicates and since when it is there.
 
 -- Candidates with most bands in common whose slots are compared, for each offer: bounds the time of boilerplate.
@@ -248,9 +248,12 @@ for key, row in pairs(added) do
     fresh[#fresh + 1] = since or head.now
     fresh[#fresh + 1] = m
   end
-  todo[n + 1], todo[n + 2] = row[3], m
   new_trails[n + 1], new_trails[n + 2] = key, trails[key]
   bodies[n + 1], bodies[n + 2] = key, row[2]
+  if ROLE == 'active' and PEER and not redis.call('ZSCORE', PEER.rank, m) then
+    todo[#todo + 1] = row[3]
+    todo[#todo + 1] = m
+  end
 end
 for key in pairs(alike_changed) do
   new_alike[#new_alike + 1] = key
@@ -267,7 +270,7 @@ if ROLE == 'next' then
   local seen = {}
   for at = 1, #ARGS[2], 12 do seen[#seen + 1] = sub(ARGS[2], at, at + 11) end
   bulk('ZREM', TODO, seen)
-elseif PEER then
+else
   bulk('ZADD', TODO, todo)
 end
 if not have and head.judge ~= '' then redis.call('HSET', META, 'judge', head.judge) end
