@@ -124,7 +124,8 @@ class Pointer:
     async def read(self) -> GenerationState:
         """The state now."""
         with translate(self._client):
-            async with self._client.pipeline(transaction=True) as pipe:
+            # No transaction: a full server refuses to queue one, and every script checks the epoch anyway.
+            async with self._client.pipeline(transaction=False) as pipe:
                 pipe.hgetall(self._keys[0])
                 pipe.zrange(self._keys[1], 0, -1)
                 for key in self._todo:
@@ -201,7 +202,7 @@ class RedisBuffer:
             if only not in (None, number):
                 raise GenerationMoved(f"the {self._role} generation is {number}, not {only}")
             with translate(self._client):
-                reply = await script(keys=keys, args=[*args, self._role, number])
+                reply = await script(keys=keys, args=[*args, self._role, state.epoch])
             if reply != [b"moved"]:
                 return reply
             state = await self._pointer.read()
@@ -222,7 +223,6 @@ class RedisBuffer:
             "now": now,
             "judge": one_judge(offers) or "",
             "positions": [[p.partition, p.first, p.last] for p in positions],
-            "epoch": str(state.epoch),
             "started": state.started_ms or 0,
         }
         seen = (tie(o.prompt.prompt_id) + member_key(o.prompt.id) for o in offers if self._role == "next")

@@ -243,8 +243,7 @@ async def test_all_is_rated_anew_by_the_same_judge(make: Make) -> None:
     assert await generations.begin("old", forced=True) == "begun"
     for buffer in (generations.next_main, generations.main):
         await buffer.offer([old("a", 7), old("b", 6)], [])
-    assert await listed(generations) == ["b"]
-    await generations.next_main.offer([old("b", 6)], [])
+    assert await listed(generations) == []
     assert await generations.switch()
     assert [(m.prompt.id, m.rank_key) for m in await generations.main.top(3)] == [("a", 7), ("b", 6)]
     assert (await generations.read()).retired == frozenset()
@@ -314,6 +313,20 @@ async def test_an_offer_of_one_who_missed_a_change_changes_nothing(redis_url: st
         await theirs.next_main.offer([new("c")], [])
     for read in (theirs.main.top(9), ours.main.top(9)):
         assert {m.prompt.judge for m in await read} == {"new"}
+    await client.aclose()
+
+
+async def test_answers_of_one_who_missed_the_beginning_go_to_both(redis_url: str, namespace: str) -> None:
+    client = connect(RedisSettings(url=redis_url))
+    ours, theirs = (RedisGenerations(client, namespace, BufferRules(10), BufferRules(5)) for _ in range(2))
+    await ours.main.offer([old("a"), old("b")], [])
+    await theirs.main.top(1)
+    await ours.begin("new")
+    await ours.next_main.offer([new("a"), new("b")], [])
+    assert await theirs.main.attach("a", ANSWERS)
+    assert await theirs.main.remove(["b"]) == 1
+    assert await ours.switch()
+    assert [(m.prompt.id, m.candidates) for m in await ours.main.top(9)] == [("a", ANSWERS)]
     await client.aclose()
 
 

@@ -1,5 +1,5 @@
 -- Keys of one buffer in one generation. Every script gets all of them, in this order; this file is put before each
--- script. The last two arguments of every script are 16 and 17 below: its role and the number that it believes in.
+-- script.
 --
 -- A member is known by `key` (8 bytes, hash of its id) and, in sorted sets, by `m` = tie (4 bytes, hash of the prompt) .. key,
 -- so that members of equal score are in a fixed order.
@@ -23,8 +23,8 @@
 -- 17 todo        zset  m -> rank key: members of the active generation that the next one's judge has not rated yet
 -- 18-32          the same as 1-15 of the other generation, where there are two: the active's for the next, and vice versa
 --
--- ARGV ends with the role of this generation ('active' or 'next') and its number; a script whose number is no longer that
--- of its role returns {'moved'} and changes nothing. ARGS is what comes before.
+-- ARGV ends with the role of this generation ('active' or 'next') and the epoch in which the caller looked it up. If that
+-- is over, a script returns {'moved'} and changes nothing. ARGS is what comes before.
 
 local RANK, CATEGORY, AGE, FRESH, OPEN, CLAIMS = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local TRAIL, BODY, ANSWERS, ALIKE, BANDS = KEYS[7], KEYS[8], KEYS[9], KEYS[10], KEYS[11]
@@ -35,9 +35,9 @@ local PEER = #KEYS > 17 and {
   answers = KEYS[26], alike = KEYS[27],
 }
 
-local ARGS, ROLE, NUMBER = {}, ARGV[#ARGV - 1], ARGV[#ARGV]
+local ARGS, ROLE = {}, ARGV[#ARGV - 1]
 for i = 1, #ARGV - 2 do ARGS[i] = ARGV[i] end
-if (redis.call('HGET', STATE, ROLE) or (ROLE == 'active' and '1')) ~= NUMBER then return { 'moved' } end
+if (redis.call('HGET', STATE, 'epoch') or '0') ~= ARGV[#ARGV] then return { 'moved' } end
 
 local byte, sub, find, format = string.byte, string.sub, string.find, string.format
 

@@ -1,8 +1,7 @@
 -- One batch of offers, all or nothing (see streams/buffer/base.py for the rules). Keys: keys.lua.
 --
 -- ARGS[1]   msgpack: capacity, cap (of a category), needed (equal slots of two alike), now (ms), judge ('' in an empty
---           batch), positions {{partition, first, last}…}, epoch (of the generations, as the caller knows them), started
---           (ms; of the rescoring that is under way, else 0)
+--           batch), positions {{partition, first, last}…}, started (ms; of the rescoring that is under way, else 0)
 -- ARGS[2]   for the next generation: m of every offer, one after the other
 -- ARGS[3…]  for each offer: trail, head (rank key as double, partition as int32, offset as int64, key), body;
 --           three times '' for one that was refused before
@@ -20,8 +19,6 @@ local MAX_COMPARED = 64
 local MAX_SHRINK = 16
 
 local head = cmsgpack.unpack(ARGS[1])
-
-if (redis.call('HGET', STATE, 'epoch') or '0') ~= head.epoch then return { 'moved' } end
 
 -- Of this buffer, and of all buffers of the generation: one judge.
 local have = redis.call('HGET', META, 'judge')
