@@ -10,6 +10,7 @@ from prometheus_client import CollectorRegistry
 
 from agents.curate import Curate, Curator, Scored, positions_of, read_scored
 from agents.rescore import AGAIN_S, Rescore
+from agents.trigger import policy_state
 from streams.app import Inbound
 from streams.buffer.base import BufferRules
 from streams.buffer.memory_generations import MemoryGenerations
@@ -19,6 +20,7 @@ from streams.metrics import Metrics
 from streams.records import AcceptedPrompt, CuratedOutcome, Message, ScoredPrompt, encode
 from streams.settings import BufferSettings, KafkaSettings
 from streams.topics import topic_names
+from streams.training_state import TrainingState
 from tests.support.prompts import HandClock, prompt
 
 TOPICS = topic_names(KafkaSettings())
@@ -345,3 +347,13 @@ async def test_it_stops_when_told_and_looks_again_when_the_generations_move() ->
         await rescore.run(stop)
     stop.set()
     await rescore.run(stop)
+
+
+async def test_the_trigger_does_not_compare_the_difficulties_of_two_judges() -> None:
+    world = World()
+    await world.put(rated("a", 5))
+    stats = await world.generations.main.stats()
+    state = TrainingState(histogram_at_last_run=[1] * 16, judge_at_last_run="old")
+    assert policy_state(stats, state, False, 1).histogram_at_last_run == [1] * 16
+    state.judge_at_last_run = "older"
+    assert policy_state(stats, state, False, 1).histogram_at_last_run is None
