@@ -17,6 +17,7 @@ from typing import TYPE_CHECKING
 from prometheus_client import CollectorRegistry, start_http_server
 from redis.asyncio import Redis
 
+from agents.anchors import Anchors, AnchorStore
 from agents.answer import Answer
 from agents.curate import Curate, Curator, Log
 from agents.hop import Handler, Hop
@@ -140,7 +141,16 @@ class _Worker:
                 )
                 handlers["ingest"] = (self.topics.raw, ingest)
             if "score" in agents:
-                handlers["score"] = (self.topics.accepted, Score(self.topics, judge=judge, producer=producer))
+                ready = asyncio.Event()
+                anchors = Anchors(
+                    settings.judge,
+                    judge=Judge(judge_pool, settings.judge),
+                    store=AnchorStore(client, settings.redis.namespace),
+                    metrics=self.metrics,
+                )
+                chores.append(lambda: anchors.run(self.stop, ready))
+                score = Score(self.topics, judge=judge, producer=producer, ready=ready)
+                handlers["score"] = (self.topics.accepted, score)
                 rescore = Rescore(
                     self.topics,
                     judge=judge,
@@ -150,7 +160,7 @@ class _Worker:
                     metrics=self.metrics,
                     concurrency=settings.judge.rescore_concurrency,
                 )
-                chores.append(lambda: rescore.run(self.stop))
+                chores.append(lambda: self._when(ready, lambda: rescore.run(self.stop)))
             if "curate" in agents:
                 curate = Curate(
                     Curator(settings.buffer, main, held_out, _now_ms, generations=generations),
@@ -297,6 +307,17 @@ class _Worker:
         except Exception as error:
             log.exception("a background task failed")
             self.fail(Fatal(f"unexpected error: {error!r}"))
+
+    async def _when(self, ready: asyncio.Event, chore: Callable[[], Awaitable[None]]) -> None:
+        """The chore, once `ready` is set; nothing if the process stops before that."""
+        waits = [asyncio.create_task(ready.wait()), asyncio.create_task(self.stop.wait())]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+        if ready.is_set():
+            await chore()
 
     async def _repair(self, curate: Curate) -> None:
         """Looks every few seconds whether Redis has lost what is committed."""

@@ -42,6 +42,7 @@ async def _collect(settings: "Settings") -> dict[str, dict[str, Any]]:
     parts = {
         "kafka": asyncio.to_thread(_kafka, settings),
         "buffer": _buffer(settings),
+        "judge": _judge(settings),
         "vllm": _vllm(settings),
         "last_run": asyncio.to_thread(_last_run, settings),
         "models": asyncio.to_thread(_models, settings),
@@ -78,6 +79,23 @@ async def _buffer(settings: "Settings") -> dict[str, Any]:
         "held_out": other.size,
         **described(state),
     }
+
+
+async def _judge(settings: "Settings") -> dict[str, Any]:
+    """The judge of these settings, as last measured by a worker."""
+    import msgspec
+
+    from agents.anchors import AnchorStore
+    from streams.judge import identity_of
+    from streams.redis_client import connect
+
+    judge = identity_of(settings.judge)
+    client = connect(settings.redis)
+    try:
+        last = await AnchorStore(client, settings.redis.namespace).last(judge)
+    finally:
+        await client.aclose()
+    return {"id": judge, "anchors": None if last is None else msgspec.to_builtins(last)}
 
 
 async def _vllm(settings: "Settings") -> dict[str, Any]:
@@ -176,6 +194,8 @@ def _print(found: dict[str, dict[str, Any]]) -> None:
                     f"            goes over to judge {coming['judge']}: {coming['left']} of {coming['total']} members "
                     f"left, since {since:%Y-%m-%d %H:%M:%S} UTC"
                 )
+        elif part == "judge":
+            print(f"judge           {values['id']}: {_measured(values['anchors'])}")
         elif part == "vllm":
             for url, names in values["serves"].items():
                 print(f"vllm      up    {url} serves {', '.join(names)}")
@@ -207,3 +227,11 @@ def _since(moment: float) -> str:
         f"{seconds} s" if seconds < 120 else f"{seconds // 60} min" if seconds < 7200 else f"{seconds // 3600} h"
     )
     return f"since {at:%Y-%m-%d %H:%M:%S} UTC ({for_how_long})"
+
+
+def _measured(anchors: dict[str, Any] | None) -> str:
+    if anchors is None:
+        return "not measured on anchors"
+    spearman = "none" if anchors["spearman"] is None else f"{anchors['spearman']:.2f}"
+    alarm = ", ALARM: what serves it has changed" if anchors["alarm"] else ""
+    return f"Spearman {spearman} on {anchors['rated']} anchors, drift {anchors['drift']:.2f}{alarm}"
