@@ -241,8 +241,8 @@ async def replay(
 ) -> int:
     """Applies the log's offsets `first` to `end` - 1 of a partition; returns how many records there were.
 
-    `at` is told each offset that it has come to. A record whose judge is not in force is passed over (it went back to be
-    rated again when it first came); `others` counts them by judge.
+    `at` is told each offset that it has come to. A record whose judge is not in force is passed over (it went back to
+    be rated again when it first came); `others` counts them by judge.
 
     The position ends at `end` - 1 even where the log has holes (retention, compaction).
     """

@@ -31,7 +31,7 @@ from deploy.clients import judge_pool as judge_pool_of
 from deploy.clients import teacher_pool
 from deploy.observer import Observer
 from streams.app import Hops, create_app
-from streams.buffer.base import Buffer, BufferName, rules
+from streams.buffer.base import Buffer, rules
 from streams.buffer.redis_generations import RedisGenerations
 from streams.errors import Fatal, HaypileError, SettingsError, Transient
 from streams.judge import Judge

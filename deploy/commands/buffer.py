@@ -149,7 +149,7 @@ async def _rebuild(settings: "Settings", judge: str | None) -> dict[str, Any]:
             await generations.next_main.clear()
             await generations.next_held_out.clear()
         others: Counter[str] = Counter()
-        counts = {p: await replay(log, curator, p, 0, end, others) for p, end in sorted(committed.items())}
+        counts = {p: await replay(log, curator, p, 0, end, others=others) for p, end in sorted(committed.items())}
     return {
         "replayed": sum(counts.values()),
         "partitions": counts,
