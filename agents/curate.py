@@ -3,11 +3,16 @@
 Records of all partitions are gathered into batches, each one atomic call, in the order of the log. The buffer keeps the
 offset it has applied: when it is behind (Redis came back older than what was committed), the gap is read again from the
 topic first. The log is the truth, Redis a view of it.
+
+A record goes to the generation of the judge that rated it (`streams.buffer.generations`). A judge that nobody has seen
+before opens the next generation; a record of a judge that was replaced goes back to `prompts.accepted`, to be rated by
+the one in force.
 """
 
 import asyncio
 import logging
 import time
+from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
 from dataclasses import dataclass
 
@@ -20,10 +25,11 @@ from agents.rules.rank import rank_key
 from streams.app import Inbound
 from streams.batcher import Batcher
 from streams.buffer.base import Buffer, BufferGap, JudgeMismatch, Offer, Position
-from streams.errors import Fatal, InvalidRecord, Transient
+from streams.buffer.generations import GenerationMoved, Generations, GenerationState, Role
+from streams.errors import InvalidRecord, Transient
 from streams.metrics import Metrics
 from streams.producer import Producer
-from streams.records import CuratedOutcome, ScoredPrompt, decode
+from streams.records import CuratedOutcome, ScoredPrompt, accepted, decode
 from streams.retry import OutageLog, patiently
 from streams.settings import BufferSettings, KafkaSettings
 from streams.topics import Topics
@@ -32,6 +38,10 @@ log = logging.getLogger(__name__)
 
 BATCH = 128
 """Offers in one atomic call: a few milliseconds of Redis's time."""
+
+
+MOST_LOOKS = 20
+"""At the generations, for one batch: they change once or twice in a rescoring."""
 
 
 @dataclass(frozen=True)
@@ -55,31 +65,100 @@ def read_scored(partition: int, offset: int, value: bytes) -> Scored:
 
 
 class Curator:
-    """Applies records of the log to the buffers. Shared by the hop and by `haypile buffer rebuild`."""
+    """Applies records of the log to the buffers. Shared by the hop and by `haypile buffer rebuild`.
 
-    def __init__(self, settings: BufferSettings, main: Buffer, held_out: Buffer, now_ms: Callable[[], int]) -> None:
+    With `only`, the active generation is this judge's, whatever comes first, and no judge opens a generation. Without
+    `generations` there is one generation, of the judge of the first record.
+    """
+
+    def __init__(
+        self,
+        settings: BufferSettings,
+        main: Buffer,
+        held_out: Buffer,
+        now_ms: Callable[[], int],
+        *,
+        generations: Generations | None = None,
+        only: str | None = None,
+    ) -> None:
         self._settings = settings
         self._main = main
         self._held_out = held_out
         self._now_ms = now_ms
+        self._generations = generations
+        self._only = only
 
     async def apply(self, records: Sequence[Scored], positions: Sequence[Position]) -> list[CuratedOutcome | None]:
-        """Offers records in their order and moves the positions on, in one atomic call of the main buffer.
+        """Offers records in their order and moves the positions on, in one atomic call of each generation.
 
-        Returns the outcome of each record (None for one that cannot be read). What had to go is in the outboxes. Raises
-        `BufferGap` (the main buffer has taken nothing), `JudgeMismatch` and `Transient`.
+        Returns the outcome of each record: None for one that cannot be read, `other_judge` for one whose judge is not
+        in force. What had to go is in the outboxes. Raises `BufferGap` (that generation has taken nothing),
+        `Transient`, and without generations `JudgeMismatch`.
         """
+        if self._generations is None:
+            return await self._offer_all(records, positions, {})
+        for _ in range(MOST_LOOKS):
+            try:
+                state = await self._generations.known()
+                routes = await self._routes(records, state)
+                return await self._offer_all(records, positions, routes, state)
+            except (GenerationMoved, JudgeMismatch):
+                # What was offered already is offered again, which changes nothing.
+                await self._generations.read()
+        raise Transient(f"the buffer's generations changed {MOST_LOOKS} times while a batch was offered")
+
+    async def _routes(self, records: Sequence[Scored], state: GenerationState) -> dict[str, list[Role]]:
+        """The generations that each judge's records go to. A judge that is new opens the next one."""
+        if self._generations is None:
+            raise RuntimeError("no generations")
+        judges = list(dict.fromkeys(record.prompt.judge for record in records if record.prompt is not None))
+        active = self._only or state.judge or next((judge for judge in judges if judge not in state.retired), None)
+        routes: dict[str, list[Role]] = {}
+        for judge in judges:
+            routes[judge] = ["next"] if judge == state.next_judge else []
+            if judge == active:
+                routes[judge].append("active")
+            elif not routes[judge] and judge not in state.retired and self._only is None:
+                if state.judge is None:  # the first record of all, and another judge in the same batch
+                    await self._offer_all([r for r in records if r.prompt and r.prompt.judge == active], [], {})
+                else:
+                    begun = await self._generations.begin(judge)
+                    log.warning("judge %s has rated records, the buffer is of %s: %s", judge, state.judge, begun)
+                raise GenerationMoved("look again")
+        return routes
+
+    async def _offer_all(
+        self,
+        records: Sequence[Scored],
+        positions: Sequence[Position],
+        routes: dict[str, list[Role]],
+        state: GenerationState | None = None,
+    ) -> list[CuratedOutcome | None]:
         now = self._now_ms()
-        readable = [(record, record.prompt) for record in records if record.prompt is not None]
-        # Held-out prompts go first: the main buffer keeps the position, so that after a kill in between they are
-        # offered again, which changes nothing.
-        held = [self._offer(record, prompt, None) for record, prompt in readable if prompt.split == "eval"]
-        if held:
-            await self._held_out.offer(held, [])
-        offers = [self._offer(record, prompt, self._refusal(prompt, now)) for record, prompt in readable]
-        verdicts = await self._main.offer(offers, positions)
-        outcomes = iter(verdicts)
-        return [None if record.prompt is None else next(outcomes) for record in records]
+        outcomes: list[CuratedOutcome | None] = [None] * len(records)
+        pairs: list[tuple[Role, Buffer, Buffer]] = [("active", self._main, self._held_out)]
+        if self._generations is not None and state is not None and state.next is not None:
+            # First, so that the next generation is never behind the active one when it takes its place.
+            pairs.insert(0, ("next", self._generations.next_main, self._generations.next_held_out))
+        for role, main, held_out in pairs:
+            mine: list[tuple[int, Scored, ScoredPrompt]] = []
+            for number, record in enumerate(records):
+                if record.prompt is not None and role in routes.get(record.prompt.judge, () if routes else ("active",)):
+                    mine.append((number, record, record.prompt))
+            # Held-out prompts go first: the main buffer keeps the position, so that after a kill in between they are
+            # offered again, which changes nothing.
+            held = [self._offer(record, prompt, None) for _, record, prompt in mine if prompt.split == "eval"]
+            if held:
+                await held_out.offer(held, [])
+            offers = [self._offer(record, prompt, self._refusal(prompt, now)) for _, record, prompt in mine]
+            verdicts = await main.offer(offers, positions)
+            for (number, _, _), verdict in zip(mine, verdicts, strict=False):
+                outcomes[number] = verdict
+        for number, record in enumerate(records):
+            if record.prompt is not None and outcomes[number] is None:
+                judge = record.prompt.judge
+                outcomes[number] = CuratedOutcome(id=record.prompt.id, outcome="other_judge", judge=judge, ts=now)
+        return outcomes
 
     def _refusal(self, prompt: ScoredPrompt, now: int) -> CuratedOutcome | None:
         """What refuses a prompt before it competes."""
@@ -159,17 +238,22 @@ async def replay(
     end: int,
     at: Callable[[int], None] = lambda offset: None,
     tell: Callable[[Sequence[CuratedOutcome]], Awaitable[object]] | None = None,
+    others: Counter[str] | None = None,
 ) -> int:
     """Applies the log's offsets `first` to `end` - 1 of a partition; returns how many records there were.
 
-    The position ends at `end` - 1 even where the log has holes (retention, compaction). `tell` is given the outcomes,
-    `at` each offset that it has come to.
+    `at` is told each offset that it has come to, `tell` the outcomes. A record whose judge is not in force is passed
+    over (it went back to be rated again when it first came); `others` counts them by judge.
+
+    The position ends at `end` - 1 even where the log has holes (retention, compaction).
     """
     count = 0
     async for records in log_of_scored.between(partition, first, end):
         outcomes = await curator.apply(records, [Position(partition, first, records[-1].offset)])
         if tell is not None:
-            await tell([outcome for outcome in outcomes if outcome is not None])
+            await tell([o for o in outcomes if o is not None and o.outcome != "other_judge"])
+        if others is not None:
+            others.update(o.judge or "" for o in outcomes if o is not None and o.outcome == "other_judge")
         count += len(records)
         first = records[-1].offset + 1
         at(first)
@@ -201,11 +285,16 @@ class Curate:
         self._batcher: Batcher[Scored, CuratedOutcome | None] = Batcher(self._flush, BATCH)
 
     async def __call__(self, record: Inbound) -> str:
-        """Offers the record; its outcome is in `prompts.curated` when this returns."""
+        """Offers the record; its outcome is in `prompts.curated` when this returns, or it is on its way to be rated
+        again."""
         scored = read_scored(record.partition, record.offset, record.value)
         outcome = await self._batcher.add(scored)
         if outcome is None:
             raise InvalidRecord("not_scored_record", scored.error)
+        if outcome.outcome == "other_judge" and scored.prompt is not None:
+            again = accepted(scored.prompt)
+            await self._producer.send(self._topics.accepted, again, key=again.id, headers=list(record.headers))
+            return outcome.outcome
         await self._producer.send(self._topics.curated, outcome, key=outcome.id)
         return outcome.outcome
 
@@ -250,7 +339,7 @@ class Curate:
         for buffer in self._buffers:
             while evicted := await buffer.outbox(BATCH):
                 await asyncio.gather(*(self._producer.send(self._topics.curated, e, key=e.id) for e in evicted))
-                await buffer.outbox_done([e.id for e in evicted])
+                await buffer.outbox_done(evicted)
                 self._metrics.records.labels("curate", "evicted").inc(len(evicted))
                 count += len(evicted)
         return count
@@ -269,12 +358,6 @@ class Curate:
                 return outcomes
             except BufferGap as gap:
                 await self._replay(gap.partition, gap.applied + 1, gap.first)
-            except JudgeMismatch as error:
-                raise Fatal(
-                    f"the buffer holds ratings of judge {error.have}, new records are rated by {error.got}: ratings of "
-                    "two judges are never compared. Set the earlier judge again, or `haypile buffer rebuild` from a "
-                    "topic that the new one has rated"
-                ) from None
 
     def _waiting(self, error: Transient) -> None:
         self._metrics.retries.labels("curate").inc()

@@ -1,5 +1,6 @@
 """`prompts.accepted` → `prompts.scored`: difficulty, quality and category by the judge."""
 
+import asyncio
 from collections.abc import Callable
 
 import msgspec
@@ -7,14 +8,31 @@ import msgspec
 from agents.screen import Look, Screen
 from streams.app import Inbound
 from streams.errors import InvalidRecord
-from streams.judge import Judge
+from streams.judge import Judge, Rating
 from streams.producer import Producer
 from streams.records import AcceptedPrompt, CuratedOutcome, ScoredPrompt, decode
 from streams.topics import Topics
 
 
+def scored(prompt: AcceptedPrompt, rating: Rating, judge: str) -> ScoredPrompt:
+    """The record of `prompts.scored`; `judge` is the id of who rated."""
+    return ScoredPrompt(
+        **msgspec.structs.asdict(prompt),
+        difficulty=rating.difficulty,
+        quality=rating.quality,
+        category=rating.category,
+        label_mass=rating.label_mass,
+        judge=judge,
+        distribution=rating.distribution,
+        seen_chars=rating.seen_chars,
+    )
+
+
 class Score:
-    """The handler of the hop. With a `screen`, the judge is not asked about prompts that are surely too easy."""
+    """The handler of the hop. It rates nothing before `ready` is set: a judge is measured first (`agents.anchors`).
+
+    With a `screen`, the judge is not asked about prompts that are surely too easy.
+    """
 
     def __init__(
         self,
@@ -24,12 +42,14 @@ class Score:
         producer: Producer,
         now_ms: Callable[[], int],
         screen: Screen | None = None,
+        ready: asyncio.Event | None = None,
     ) -> None:
         self._topics = topics
         self._judge = judge
         self._producer = producer
         self._now_ms = now_ms
         self._screen = screen
+        self._ready = ready
 
     async def __call__(self, record: Inbound) -> str:
         """Rates the prompt and passes it on with its rating and the judge's id."""
@@ -37,6 +57,8 @@ class Score:
             prompt = decode(AcceptedPrompt, record.value)
         except msgspec.MsgspecError as error:
             raise InvalidRecord("not_accepted_record", str(error)) from None
+        if self._ready is not None:
+            await self._ready.wait()
         # Held-out prompts compete among themselves: the threshold is not theirs.
         look = self._screen.look(prompt) if self._screen is not None and prompt.split == "train" else None
         if look is not None and look.skip:
@@ -46,17 +68,8 @@ class Score:
         rating = await self._judge.rate(prompt.messages)
         if look is not None and self._screen is not None:
             self._screen.learn(look, prompt, rating.difficulty)
-        scored = ScoredPrompt(
-            **msgspec.structs.asdict(prompt),
-            difficulty=rating.difficulty,
-            quality=rating.quality,
-            category=rating.category,
-            label_mass=rating.label_mass,
-            judge=self._judge.identity,
-            distribution=rating.distribution,
-            seen_chars=rating.seen_chars,
-        )
-        await self._producer.send(self._topics.scored, scored, key=prompt.id, headers=list(record.headers))
+        rated = scored(prompt, rating, self._judge.identity)
+        await self._producer.send(self._topics.scored, rated, key=prompt.id, headers=list(record.headers))
         return "scored"
 
     def _predicted_below(self, prompt: AcceptedPrompt, look: Look) -> CuratedOutcome:

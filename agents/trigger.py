@@ -94,7 +94,7 @@ def policy_state(stats: BufferStats, state: TrainingState, running: bool, now_ms
         runs_last_day=sum(1 for started in state.runs_ms if started > now_ms - DAY_MS),
         running=running,
         histogram=stats.histogram,
-        histogram_at_last_run=state.histogram_at_last_run,
+        histogram_at_last_run=state.histogram_at_last_run if state.judge_at_last_run == stats.judge else None,
         paused=state.paused,
     )
 
@@ -242,6 +242,7 @@ class Trigger:
         state.last_run_at_ms = now
         state.admitted_total_at_last_run = stats.admitted_total
         state.histogram_at_last_run = list(stats.histogram)
+        state.judge_at_last_run = stats.judge
         state.runs_ms = [started for started in state.runs_ms if started > now - DAY_MS] + [now]
         if await self._store.save(state, fencing):
             await self._publish(state, fencing)

@@ -21,6 +21,7 @@ from deploy.commands import (
     judge,
     models,
     processes,
+    rescore,
     stack,
     status,
     topics,
@@ -62,6 +63,7 @@ app.command("status")(status.status)
 app.command("doctor")(doctor.doctor)
 app.command("explain")(explain.explain)
 app.command("train")(train.train)
+app.command("rescore")(rescore.rescore)
 app.add_typer(topics.app, name="topics")
 app.add_typer(buffer.app, name="buffer")
 app.add_typer(models.app, name="models")

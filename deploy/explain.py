@@ -21,6 +21,7 @@ REASONS = {
     "too_short": "refused: too short",
     "too_long": "refused: too long",
     "wrong_language": "refused: not in one of the languages of the settings",
+    "unreadable_again": "left out: the judge that replaced the one before cannot read it",
     "predicted_below": "not shown to the judge: surely softer than everything kept",
 }
 VALUES = {

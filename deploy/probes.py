@@ -128,7 +128,10 @@ async def _judge(settings: Settings) -> list[Finding]:
     async with buffer_of(settings) as buffer:
         members_judge = (await buffer.stats()).judge
     if members_judge not in (None, judge.identity):
-        to_do = "serve that judge again, or empty the buffer: scores of two judges are never compared"
+        to_do = (
+            "a worker that scores takes the buffer over to these settings' judge by itself (`haypile status` shows how "
+            "far it is); back to a judge that was replaced: `haypile rescore`"
+        )
         found.append(Finding("judge", False, f"the buffer's members were rated by {members_judge}", to_do))
     return found
 

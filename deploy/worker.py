@@ -17,11 +17,13 @@ from typing import TYPE_CHECKING
 from prometheus_client import CollectorRegistry, start_http_server
 from redis.asyncio import Redis
 
+from agents.anchors import Anchors, AnchorStore
 from agents.answer import Answer
 from agents.curate import Curate, Curator, Log
 from agents.hop import Handler, Hop
 from agents.ingest import Ingest, Seen
 from agents.poison import Poison
+from agents.rescore import LEASE_S, Rescore
 from agents.rules.dead_letter_limit import DeadLetterLimit
 from agents.score import Score
 from agents.screen import Screen
@@ -30,10 +32,11 @@ from deploy.clients import judge_pool as judge_pool_of
 from deploy.clients import teacher_pool
 from deploy.observer import Observer
 from streams.app import Hops, create_app
-from streams.buffer.base import Buffer, BufferName, rules
-from streams.buffer.redis import RedisBuffer
+from streams.buffer.base import Buffer, rules
+from streams.buffer.redis_generations import RedisGenerations
 from streams.errors import Fatal, HaypileError, SettingsError, Transient
 from streams.judge import Judge
+from streams.lease import Lease
 from streams.metrics import Metrics
 from streams.producer import Producer
 from streams.redis_client import connect
@@ -52,8 +55,6 @@ REPAIR_S = 5.0
 """How often to look whether Redis is behind the log."""
 THRESHOLD_S = 5.0
 """How often to look what there is to beat, for screening."""
-
-BUFFERS: tuple[BufferName, BufferName] = ("main", "eval")
 
 
 def run_worker(settings: Settings) -> int:
@@ -110,9 +111,10 @@ class _Worker:
             stack.push_async_exit(producer)
             client = connect(settings.redis)
             stack.push_async_callback(client.aclose)
-            main, held_out = (
-                RedisBuffer(client, settings.redis.namespace, name, rules(settings.buffer, name)) for name in BUFFERS
+            generations = RedisGenerations(
+                client, settings.redis.namespace, rules(settings.buffer, "main"), rules(settings.buffer, "eval")
             )
+            main, held_out = generations.main, generations.held_out
             judge_pool = await stack.enter_async_context(judge_pool_of(settings))
             judge = Judge(judge_pool, settings.judge, self.metrics)
 
@@ -143,13 +145,31 @@ class _Worker:
                 handlers["ingest"] = (self.topics.raw, ingest)
             if "score" in agents:
                 screen = Screen(settings.screen, settings.buffer, self.metrics) if settings.screen.enabled else None
-                score = Score(self.topics, judge=judge, producer=producer, now_ms=_now_ms, screen=screen)
-                handlers["score"] = (self.topics.accepted, score)
                 if screen is not None:
                     chores.append(lambda: self._keep_threshold(screen, main, judge))
+                ready = asyncio.Event()
+                anchors = Anchors(
+                    settings.judge,
+                    judge=Judge(judge_pool, settings.judge),
+                    store=AnchorStore(client, settings.redis.namespace),
+                    metrics=self.metrics,
+                )
+                chores.append(lambda: anchors.run(self.stop, ready))
+                score = Score(self.topics, judge=judge, producer=producer, now_ms=_now_ms, screen=screen, ready=ready)
+                handlers["score"] = (self.topics.accepted, score)
+                rescore = Rescore(
+                    self.topics,
+                    judge=judge,
+                    generations=generations,
+                    lease=Lease(client, settings.redis.namespace, "rescore", LEASE_S),
+                    producer=producer,
+                    metrics=self.metrics,
+                    concurrency=settings.judge.rescore_concurrency,
+                )
+                chores.append(lambda: self._when(ready, lambda: rescore.run(self.stop)))
             if "curate" in agents:
                 curate = Curate(
-                    Curator(settings.buffer, main, held_out, _now_ms),
+                    Curator(settings.buffer, main, held_out, _now_ms, generations=generations),
                     [main, held_out],
                     self.topics,
                     log_of_scored=Log(settings.kafka, self.topics),
@@ -201,7 +221,6 @@ class _Worker:
     def _trigger(self, client: Redis, main: Buffer, held_out: Buffer, producer: Producer) -> Trigger:
         # Only a worker that decides about training imports what that needs.
         from agents.trigger import EndedRuns, Trigger
-        from streams.lease import Lease
         from streams.training_state import TrainingStateStore
         from trainers.recipe import load_recipe
         from trainers.registry import Registry
@@ -294,6 +313,17 @@ class _Worker:
         except Exception as error:
             log.exception("a background task failed")
             self.fail(Fatal(f"unexpected error: {error!r}"))
+
+    async def _when(self, ready: asyncio.Event, chore: Callable[[], Awaitable[None]]) -> None:
+        """The chore, once `ready` is set; nothing if the process stops before that."""
+        waits = [asyncio.create_task(ready.wait()), asyncio.create_task(self.stop.wait())]
+        try:
+            await asyncio.wait(waits, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            for wait in waits:
+                wait.cancel()
+        if ready.is_set():
+            await chore()
 
     async def _repair(self, curate: Curate) -> None:
         """Looks every few seconds whether Redis has lost what is committed."""

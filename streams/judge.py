@@ -53,7 +53,7 @@ class Judge:
         self._settings = settings
         self._metrics = metrics
         self.rubric = _rubric(settings)
-        self.identity = judge_id(settings.model, settings.revision, self.rubric)
+        self.identity = identity_of(settings)
 
     async def rate(self, messages: Sequence[Message]) -> Rating:
         """The rating of a conversation.
@@ -114,6 +114,11 @@ class Judge:
                 for question, answer in zip(ASKED_OF_PROMPTS, answers, strict=True)
             }
             return readings, min(room, len(text))
+
+
+def identity_of(settings: JudgeSettings) -> str:
+    """The id of the judge that these settings describe. Raises `SettingsError` when its rubric cannot be read."""
+    return judge_id(settings.model, settings.revision, _rubric(settings))
 
 
 def _rubric(settings: JudgeSettings) -> str:

@@ -104,6 +104,37 @@ class Metrics:
             "haypile_buffer_replayed", "Records replayed from the log because Redis was behind it.", registry=registry
         )
 
+        # The judge on prompts of known difficulty
+        self.anchor_spearman = Gauge(
+            "haypile_judge_anchor_spearman", "Spearman of the anchors' ratings and labels.", registry=registry
+        )
+        self.anchor_mean = Gauge("haypile_judge_anchor_mean", "Mean rating of the anchors, 1..9.", registry=registry)
+        self.anchor_drift = Gauge(
+            "haypile_judge_anchor_drift",
+            "Mean distance of the anchors' ratings to the judge's own first ones, in points.",
+            registry=registry,
+        )
+        self.anchor_alarm = Gauge(
+            "haypile_judge_anchor_alarm", "1 where the drift is over judge.max_anchor_drift.", registry=registry
+        )
+        self.anchor_unreadable = Gauge(
+            "haypile_judge_anchor_unreadable", "Anchors that the judge could not rate.", registry=registry
+        )
+
+        # Another judge
+        self.rescore_members = Gauge(
+            "haypile_rescore_members",
+            "Members that go through the next judge: all when it began, and those left; 0 while nothing is rescored.",
+            ["state"],
+            registry=registry,
+        )
+        self.rescored = Counter(
+            "haypile_rescored", "Members rated by the next judge, by outcome.", ["outcome"], registry=registry
+        )
+        self.generation_switches = Counter(
+            "haypile_generation_switches", "Times that the buffer went over to another judge.", registry=registry
+        )
+
         # Answers
         self.answers = Counter(
             "haypile_answers", "Candidate answers attached, by origin.", ["origin"], registry=registry

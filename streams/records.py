@@ -24,8 +24,11 @@ Outcome = Literal[
     "too_long",
     "wrong_language",
     "predicted_below",
+    "unreadable_again",
+    "other_judge",
 ]
-"""`predicted_below`: the judge was not asked (`agents.screen`)."""
+"""`predicted_below`: the judge was not asked (`agents.screen`). `unreadable_again`: a member that the next judge cannot
+read (`agents.rescore`). `other_judge` is not published: the record is rated again."""
 Phase = Literal["queued", "sft", "dpo", "gate", "promote", "done", "failed", "rejected"]
 
 
@@ -100,6 +103,11 @@ class ScoredPrompt(AcceptedPrompt, kw_only=True):
     """How much of the prompt the judge saw, in characters of the text that it is shown."""
 
 
+def accepted(prompt: AcceptedPrompt) -> AcceptedPrompt:
+    """The prompt as it was before any judge rated it."""
+    return AcceptedPrompt(**{name: getattr(prompt, name) for name in AcceptedPrompt.__struct_fields__})
+
+
 class CuratedOutcome(msgspec.Struct, kw_only=True):
     """`prompts.curated`: what became of a record, with the numbers that decided."""
 
@@ -118,6 +126,8 @@ class CuratedOutcome(msgspec.Struct, kw_only=True):
     """Of an eviction: the id that was admitted instead."""
     origin: str | None = None
     """Where the raw record stands (`topic:partition:offset`), when it was refused at `ingest`."""
+    judge: str | None = None
+    """Among whose ratings it competed; null for what never reached a buffer."""
     ts: int
     """Epoch milliseconds."""
 

@@ -60,11 +60,25 @@ _QUESTIONS = {
 ASKED_OF_PROMPTS = (Question.difficulty, Question.quality, Question.category)
 """The questions of the ``score`` hop, in the order in which they are sent."""
 
-TEMPLATE = "{rubric}\n<prompt>\n{text}\n</prompt>\n<answer>\n{answer}\n</answer>\n" + "".join(_QUESTIONS.values())
-"""Everything about a request but the rubric and the texts: what ``judge_id`` hashes. Without a candidate answer its
-part is left out."""
+_FORGED = re.compile(
+    r"<(?=\s*/?\s*(?:prompt|answer)\s*>)"  # our own delimiters
+    r"|<(?=[|｜][^\s<>|｜][^<>|｜]{1,40}[|｜]>)"  # <|im_end|>, <｜User｜>: ChatML, Llama 3, Phi, DeepSeek
+    r"|<(?=/?(?:s|bos|eos|pad|unk|mask|bop|eop|sep|cls|start_of_turn|end_of_turn|start_of_image|image_soft_token)>)"
+    r"|<(?=(?:repo_?name|reponame|file_sep|filename|gh_stars|issue_(?:start|comment|closed)|empty_output"
+    r"|jupyter_(?:start|text|code|output|script))>)"  # SmolLM2, StarCoder
+    r"|\[(?=/?(?:INST|SYSTEM_PROMPT|AVAILABLE_TOOLS|TOOL_RESULTS|TOOL_CALLS|gMASK)\])",  # Mistral, GLM
+    re.IGNORECASE,
+)
+"""What a text must not contain as it is: the delimiters of a request, and the special tokens of the usual tokenizers.
+vLLM reads those out of a request's text, so that a user could end the turn, or speak as somebody else."""
 
-_TAG = re.compile(r"<(?=\s*/?\s*(?:prompt|answer)\s*>)", re.IGNORECASE)
+TEMPLATE = (
+    "{rubric}\n<prompt>\n{text}\n</prompt>\n<answer>\n{answer}\n</answer>\n"
+    + "".join(_QUESTIONS.values())
+    + _FORGED.pattern
+)
+"""Everything about a request but the rubric and the texts, what is neutralised in them included: what ``judge_id``
+hashes. Without a candidate answer its part is left out."""
 
 
 def labels_of(question: Question) -> tuple[str, ...]:
@@ -73,9 +87,10 @@ def labels_of(question: Question) -> tuple[str, ...]:
 
 
 def neutralise(text: str) -> str:
-    """``text`` without the delimiters of a request: ``</prompt>`` becomes ``[/prompt>``, so no text can close its own
-    quotation and speak as the rubric does."""
-    return _TAG.sub("[", text)
+    """``text`` without the delimiters of a request and without special tokens: ``</prompt>`` becomes ``[/prompt>``,
+    ``<|im_end|>`` ``[|im_end|>``, so no text can close its own quotation and speak as the rubric does. Ordinary texts
+    are left as they are."""
+    return _FORGED.sub(lambda found: "(" if found[0] == "[" else "[", text)
 
 
 def _opening(text: str, rubric: str) -> str:

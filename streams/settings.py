@@ -143,6 +143,20 @@ class JudgeSettings(Section):
     """Under this probability on the labels an answer is not a rating: `judge_unreadable`."""
     concurrency: int = Field(32, ge=1)
     """Requests in flight for each URL."""
+    anchors: int = Field(54, ge=0)
+    """Prompts of known difficulty that a worker has rated before its judge rates anything else; 0: the judge is
+    believed unmeasured. 54 of the project's 162 are six a level and cost as much as 54 prompts."""
+    anchors_file: Path | None = None
+    """Anchors of your own (JSON lines with `prompt` and `difficulty` 1..9); null takes the project's."""
+    anchors_every_s: float = Field(3_600, gt=0)
+    """How often they are rated again."""
+    min_anchor_spearman: float | None = Field(0.3, ge=-1, le=1)
+    """Under this Spearman of ratings and labels the judge is refused and the worker stops; null: never."""
+    max_anchor_drift: float | None = Field(0.3, gt=0)
+    """Mean distance (points of 1..9) to the judge's own first ratings from which the alarm is raised; null: never.
+    Batches on a GPU or in bf16 alone move single ratings by some hundredths."""
+    rescore_concurrency: int = Field(8, ge=1)
+    """Members rated at once when the buffer goes over to another judge; few, so that new arrivals go first."""
     timeout_s: float = Field(30, gt=0)
     """Of one request. Under the Kafka session timeout, so that a rebalance never waits for it."""
     api_key: SecretStr | None = None

@@ -17,7 +17,7 @@ from typing import Any, Literal
 
 import msgspec
 
-from streams.buffer.base import Buffer
+from streams.buffer.base import SWITCHED, Buffer
 from streams.errors import HaypileError
 from streams.records import Member
 
@@ -81,7 +81,10 @@ async def write_snapshot(
     if await asyncio.to_thread(_is_whole, path):
         return path
     members: dict[SnapshotSplit, list[Member]] = {"train": await _all(main), "eval": await _all(held_out)}
-    judge = (await main.stats()).judge
+    judges = {member.prompt.judge for rows in members.values() for member in rows}
+    if len(judges) > 1:
+        raise SnapshotError(f"snapshot: {SWITCHED}")
+    judge = judges.pop() if judges else (await main.stats()).judge
     created = datetime.fromtimestamp(now_ms / 1000, UTC).isoformat()
 
     def build() -> None:

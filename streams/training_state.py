@@ -36,6 +36,8 @@ class TrainingState(msgspec.Struct, kw_only=True):
     """`BufferStats.admitted_total` of its snapshot."""
     histogram_at_last_run: list[int] | None = None
     """`BufferStats.histogram` of its snapshot."""
+    judge_at_last_run: str | None = None
+    """Whose ratings that histogram is of: those of two judges are not compared."""
     runs_ms: list[int] = []
     """When the runs of the last day were requested."""
     pending: TrainRequest | None = None

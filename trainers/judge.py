@@ -177,15 +177,16 @@ class Judge:
     ) -> list[dict[Question, Reading]]:
         """For each text, the reading of each question."""
         prompts = [judge_prompts(shorten(text, max_chars)) for text in texts]
-        return self._readings([{q: own[q] for q in questions} for own in prompts])
+        return self.readings([{q: own[q] for q in questions} for own in prompts])
 
     def rate_answers(self, pairs: Sequence[tuple[str, str]], max_chars: int = 2000) -> list[Reading]:
         """For each (prompt, answer), how good the answer is."""
         question = Question.answer_quality
         asked = [{question: answer_prompt(shorten(p, max_chars), shorten(a, max_chars))} for p, a in pairs]
-        return [reading[question] for reading in self._readings(asked)]
+        return [reading[question] for reading in self.readings(asked)]
 
-    def _readings(self, asked: Sequence[dict[Question, str]]) -> list[dict[Question, Reading]]:
+    def readings(self, asked: Sequence[dict[Question, str]]) -> list[dict[Question, Reading]]:
+        """For each dict of requests, the reading of each. All of one text's requests differ in their end only."""
         import torch
 
         order = sorted(range(len(asked)), key=lambda n: len(next(iter(asked[n].values()))))
@@ -274,11 +275,19 @@ def requests_of(row: Example, rng: random.Random) -> tuple[list[str], list[tuple
 
 
 def train(
-    base: Path, out: Path, plan: Plan, data: Path | None, apart: Sequence[str] = (), start: Path | None = None
+    base: Path,
+    out: Path,
+    plan: Plan,
+    data: Path | None,
+    apart: Sequence[str] = (),
+    start: Path | None = None,
+    rows: Sequence[Example] | None = None,
+    name: str = NAME,
 ) -> dict[str, float]:
     """Trains and writes the adapter's folder (bf16); returns what the run did. Held-out figures are
     ``judge_report``'s work, on the written folder. It goes on from the adapter ``start`` if one is given, which must
-    have learned in the same layers."""
+    have learned in the same layers. ``rows`` are trained on instead of the ``curriculum``; ``name`` is what the adapter
+    calls its base."""
     import torch
     from peft import LoraConfig, PeftModel, get_peft_model
     from transformers import AutoModelForCausalLM, AutoTokenizer
@@ -299,7 +308,7 @@ def train(
         )  # fmt: skip
     causal_lm = model.get_base_model()
     rng = random.Random(plan.seed)
-    asked = [requests_of(row, rng) for row in curriculum(plan, data, apart)]
+    asked = [requests_of(row, rng) for row in (curriculum(plan, data, apart) if rows is None else rows)]
     tokens = [[list(tokenizer(prompt).input_ids) for prompt in prompts] for prompts, _ in asked]
     groups = list(passes(tokens))
     label_ids = {q: [tokenizer.encode(label)[-1] for label in labels_of(q)] for q in Question}
@@ -308,7 +317,7 @@ def train(
     optimizer = torch.optim.AdamW(weights, lr=plan.lr, weight_decay=0.01)
     packs = [pack([tokens[i] for i in group]) for group in groups]
     below: dict[int, Any] = {}
-    began, seen, running = time.process_time(), 0, dict.fromkeys(Question, math.nan)
+    began, seen, used, running = time.process_time(), 0, 0.0, dict.fromkeys(Question, math.nan)
     order = [n for _ in range(plan.epochs) for n in rng.sample(range(len(groups)), len(groups))]
     print(f"{len(asked)} texts, {len(groups)} passes, {sum(len(p.ids) for p in packs)} tokens an epoch", flush=True)
     for n in order:
@@ -337,7 +346,7 @@ def train(
         if seen % 20 == 0:
             shown = " ".join(f"{question} {value:.2f}" for question, value in running.items())
             print(f"pass {seen}/{len(order)} {used:.1f} CPU minutes, kl: {shown}", flush=True)
-    _save(model, out)
+    _save(model, out, name)
     return {"passes": seen, "epochs": round(seen / len(groups), 2), "texts": len(asked), "cpu_minutes": round(used, 1)}
 
 
@@ -354,7 +363,7 @@ def _kl(logprobs: Any, targets: Sequence[tuple[Question, Target]], label_ids: di
     return torch.stack(losses)
 
 
-def _save(model: Any, out: Path) -> None:
+def _save(model: Any, out: Path, name: str) -> None:
     """bf16 weights; the config names the base by its public name, not by where it lay."""
     import torch
 
@@ -362,7 +371,7 @@ def _save(model: Any, out: Path) -> None:
     model.save_pretrained(out, save_embedding_layers=False)  # else it asks the model hub whether there are new ones
     file = out / "adapter_config.json"
     config = json.loads(file.read_text(encoding="utf-8"))
-    config["base_model_name_or_path"] = NAME
+    config["base_model_name_or_path"] = name
     config["target_modules"] = sorted(config["target_modules"])
     file.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 

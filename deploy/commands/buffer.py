@@ -1,10 +1,10 @@
 """`haypile buffer`: what was kept."""
 
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from deploy.commands.common import JsonOption, buffer_of, console, one_line, print_json, run
+from deploy.commands.common import JsonOption, buffer_of, console, generations_of, one_line, print_json, run
 
 if TYPE_CHECKING:
     from streams.settings import Settings
@@ -92,9 +92,16 @@ def stats(held_out: EvalOption = False, as_json: JsonOption = False) -> None:
 @app.command()
 def rebuild(
     yes: Annotated[bool, typer.Option("--yes", help="Do not ask.")] = False,
+    judge: Annotated[
+        str | None,
+        typer.Option(metavar="ID", help="Whose ratings; without it the judge whose they are, or the settings'."),
+    ] = None,
     as_json: JsonOption = False,
 ) -> None:
-    """Forget both buffers and fill them again from what the log (`prompts.scored`) still holds."""
+    """Forget both buffers and fill them again from what the log (`prompts.scored`) still holds.
+
+    Of the ratings of one judge: others are passed over, but for those of a rescoring that is under way.
+    """
     from streams.settings import load_settings
 
     settings = load_settings()
@@ -102,32 +109,50 @@ def rebuild(
         typer.confirm(
             "The buffers in Redis are emptied and filled again from the log. Answers are lost. Go on?", abort=True
         )
-    counts = run(_rebuild(settings))
+    found = run(_rebuild(settings, judge))
     if as_json:
-        print_json({"replayed": sum(counts.values()), "partitions": counts})
-    else:
-        print(f"{sum(counts.values())} records of {len(counts)} partitions replayed")
+        print_json(found)
+        return
+    print(f"{found['replayed']} records of {len(found['partitions'])} partitions replayed, of judge {found['judge']}")
+    if found["passed_over"]:
+        others = ", ".join(f"{count} of {name}" for name, count in found["passed_over"].items())
+        print(f"passed over, because another judge rated them: {others}")
 
 
-async def _rebuild(settings: "Settings") -> dict[int, int]:
-    """Records replayed of each partition. Workers may go on meanwhile: what they apply is applied once."""
+async def _rebuild(settings: "Settings", judge: str | None) -> dict[str, Any]:
+    """What was replayed. Workers may go on meanwhile: what they apply is applied once."""
     import time
+    from collections import Counter
 
     from agents.curate import Curator, Log, replay
-    from streams.buffer.base import JudgeMismatch
-    from streams.errors import Fatal
+    from streams.judge import identity_of
     from streams.topics import topic_names
 
     log = Log(settings.kafka, topic_names(settings.kafka))
-    async with buffer_of(settings, "main") as main, buffer_of(settings, "eval") as held_out:
-        curator = Curator(settings.buffer, main, held_out, lambda: int(time.time() * 1000))
+    async with generations_of(settings) as generations:
+        state = await generations.read()
+        if judge is not None and judge != state.judge and state.next is not None:
+            await generations.cancel()  # it was for members of another judge
+        judge = judge or state.judge or identity_of(settings.judge)
+        curator = Curator(
+            settings.buffer,
+            generations.main,
+            generations.held_out,
+            lambda: int(time.time() * 1000),
+            generations=generations,
+            only=judge,
+        )
         committed = await log.committed()
-        await main.clear()
-        await held_out.clear()
-        try:
-            return {p: await replay(log, curator, p, 0, end) for p, end in sorted(committed.items())}
-        except JudgeMismatch as error:
-            raise Fatal(
-                f"the log holds ratings of two judges ({error.have}, {error.got}), which are never compared; "
-                "the rebuild stopped there"
-            ) from None
+        await generations.main.clear()
+        await generations.held_out.clear()
+        if (await generations.read()).next is not None:
+            await generations.next_main.clear()
+            await generations.next_held_out.clear()
+        others: Counter[str] = Counter()
+        counts = {p: await replay(log, curator, p, 0, end, others=others) for p, end in sorted(committed.items())}
+    return {
+        "replayed": sum(counts.values()),
+        "partitions": counts,
+        "judge": judge,
+        "passed_over": dict(others),
+    }

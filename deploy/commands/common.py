@@ -14,6 +14,7 @@ if TYPE_CHECKING:
 
     from streams.buffer.base import BufferName
     from streams.buffer.redis import RedisBuffer
+    from streams.buffer.redis_generations import RedisGenerations
     from streams.settings import Settings
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
@@ -59,5 +60,20 @@ async def buffer_of(settings: "Settings", name: "BufferName" = "main") -> "Async
     client = connect(settings.redis)
     try:
         yield RedisBuffer(client, settings.redis.namespace, name, rules(settings.buffer, name))
+    finally:
+        await client.aclose()
+
+
+@asynccontextmanager
+async def generations_of(settings: "Settings") -> "AsyncIterator[RedisGenerations]":
+    """Both buffers with their generations, closed afterwards. Their methods raise `Transient` when Redis is down."""
+    from streams.buffer.base import rules
+    from streams.buffer.redis_generations import RedisGenerations
+    from streams.redis_client import connect
+
+    client = connect(settings.redis)
+    try:
+        main, held_out = rules(settings.buffer, "main"), rules(settings.buffer, "eval")
+        yield RedisGenerations(client, settings.redis.namespace, main, held_out)
     finally:
         await client.aclose()

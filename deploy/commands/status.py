@@ -6,7 +6,8 @@ from typing import TYPE_CHECKING, Any
 
 import typer
 
-from deploy.commands.common import JsonOption, buffer_of, print_json, run
+from deploy.commands.common import JsonOption, generations_of, print_json, run
+from deploy.commands.rescore import described
 
 if TYPE_CHECKING:
     from streams.settings import Settings
@@ -41,6 +42,7 @@ async def _collect(settings: "Settings") -> dict[str, dict[str, Any]]:
     parts = {
         "kafka": asyncio.to_thread(_kafka, settings),
         "buffer": _buffer(settings),
+        "judge": _judge(settings),
         "vllm": _vllm(settings),
         "last_run": asyncio.to_thread(_last_run, settings),
         "models": asyncio.to_thread(_models, settings),
@@ -64,8 +66,9 @@ def _kafka(settings: "Settings") -> dict[str, Any]:
 
 
 async def _buffer(settings: "Settings") -> dict[str, Any]:
-    async with buffer_of(settings) as main, buffer_of(settings, "eval") as held_out:
-        stats, other = await main.stats(), await held_out.stats()
+    async with generations_of(settings) as generations:
+        stats, other = await generations.main.stats(), await generations.held_out.stats()
+        state = await generations.read()
     return {
         "members": stats.size,
         "capacity": stats.capacity,
@@ -73,9 +76,26 @@ async def _buffer(settings: "Settings") -> dict[str, Any]:
         "admitted_total": stats.admitted_total,
         "lowest_difficulty": stats.lowest_difficulty,
         "highest_difficulty": stats.highest_difficulty,
-        "judge": stats.judge,
         "held_out": other.size,
+        **described(state),
     }
+
+
+async def _judge(settings: "Settings") -> dict[str, Any]:
+    """The judge of these settings, as last measured by a worker."""
+    import msgspec
+
+    from agents.anchors import AnchorStore
+    from streams.judge import identity_of
+    from streams.redis_client import connect
+
+    judge = identity_of(settings.judge)
+    client = connect(settings.redis)
+    try:
+        last = await AnchorStore(client, settings.redis.namespace).last(judge)
+    finally:
+        await client.aclose()
+    return {"id": judge, "anchors": None if last is None else msgspec.to_builtins(last)}
 
 
 async def _vllm(settings: "Settings") -> dict[str, Any]:
@@ -167,6 +187,15 @@ def _print(found: dict[str, dict[str, Any]]) -> None:
                     f"            difficulty {values['lowest_difficulty']:.2f} to {values['highest_difficulty']:.2f}, "
                     f"judge {values['judge']}"
                 )
+            if values["rescoring"]:
+                coming = values["rescoring"]
+                since = datetime.fromtimestamp(coming["started_ms"] / 1000, UTC)
+                print(
+                    f"            goes over to judge {coming['judge']}: {coming['left']} of {coming['total']} members "
+                    f"left, since {since:%Y-%m-%d %H:%M:%S} UTC"
+                )
+        elif part == "judge":
+            print(f"judge           {values['id']}: {_measured(values['anchors'])}")
         elif part == "vllm":
             for url, names in values["serves"].items():
                 print(f"vllm      up    {url} serves {', '.join(names)}")
@@ -198,3 +227,11 @@ def _since(moment: float) -> str:
         f"{seconds} s" if seconds < 120 else f"{seconds // 60} min" if seconds < 7200 else f"{seconds // 3600} h"
     )
     return f"since {at:%Y-%m-%d %H:%M:%S} UTC ({for_how_long})"
+
+
+def _measured(anchors: dict[str, Any] | None) -> str:
+    if anchors is None:
+        return "not measured on anchors"
+    spearman = "none" if anchors["spearman"] is None else f"{anchors['spearman']:.2f}"
+    alarm = ", ALARM: what serves it has changed" if anchors["alarm"] else ""
+    return f"Spearman {spearman} on {anchors['rated']} anchors, drift {anchors['drift']:.2f}{alarm}"

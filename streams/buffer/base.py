@@ -25,6 +25,8 @@ from streams.settings import BufferSettings
 HISTOGRAM_BINS = 16
 """Of difficulty, half a point wide: [1, 1.5) … [8.5, 9]."""
 
+SWITCHED = "the buffer went over to another judge's ratings while it was read: read it again"
+
 Clock = Callable[[], float]
 """Seconds since the epoch, like `time.time`."""
 
@@ -115,7 +117,7 @@ class BufferStats(msgspec.Struct, kw_only=True):
     """Members that `attach` was called for."""
     admitted_total: int
     evicted_total: int
-    """Both since the buffer was created; `remove` counts in neither."""
+    """Both since the buffer was created; `remove` and the move to another generation count in neither."""
     histogram: list[int]
     """Members by difficulty, `HISTOGRAM_BINS` bins."""
     oldest_admitted_at: int | None
@@ -145,10 +147,10 @@ class Buffer(Protocol):
         ...
 
     async def outbox(self, limit: int) -> list[CuratedOutcome]:
-        """Evictions that were not yet taken off (an id once, in no order)."""
+        """Evictions that were not yet taken off, of all generations (an id once for each judge, in no order)."""
         ...
 
-    async def outbox_done(self, ids: Iterable[str]) -> None:
+    async def outbox_done(self, evictions: Iterable[CuratedOutcome]) -> None:
         """Take published evictions off."""
         ...
 
@@ -181,7 +183,10 @@ class Buffer(Protocol):
         ...
 
     def iterate(self, chunk: int = 500) -> AsyncIterator[list[Member]]:
-        """All members, hardest first as of the start, in chunks; those that leave meanwhile are left out."""
+        """All members, hardest first as of the start, in chunks; those that leave meanwhile are left out.
+
+        Raises `Transient` when another generation became the active one meanwhile: what was read is of the old one.
+        """
         ...
 
     async def clear(self) -> None:
@@ -204,6 +209,6 @@ def one_judge(offers: Sequence[Offer]) -> str | None:
     return judge
 
 
-def judged(refusal: CuratedOutcome, rank_key: float, threshold: float | None) -> CuratedOutcome:
+def judged(offer: Offer, refusal: CuratedOutcome, threshold: float | None) -> CuratedOutcome:
     """The refusal of an earlier rule with the numbers of this moment."""
-    return msgspec.structs.replace(refusal, rank_key=rank_key, threshold=threshold)
+    return msgspec.structs.replace(refusal, rank_key=offer.rank_key, threshold=threshold, judge=offer.prompt.judge)

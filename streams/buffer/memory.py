@@ -8,6 +8,7 @@ import msgspec
 
 from streams.buffer.base import (
     HISTOGRAM_BINS,
+    SWITCHED,
     BufferGap,
     BufferRules,
     BufferStats,
@@ -21,6 +22,7 @@ from streams.buffer.base import (
 )
 from streams.buffer.minhash import SLOTS, Sketch, alike, conversation_text, equal_slots, sketch
 from streams.buffer.rank import order
+from streams.errors import Transient
 from streams.records import Candidate, CuratedOutcome, Member, Outcome
 
 
@@ -44,17 +46,25 @@ class Entry:
 
 
 class MemoryBuffer:
-    """See `streams.buffer.base.Buffer`."""
+    """See `streams.buffer.base.Buffer`. `MemoryGenerations` pairs two of them while a rescoring is under way."""
 
     def __init__(self, rules: BufferRules, clock: Clock = time.time) -> None:
         self.rules = rules
         self._clock = clock
+        self.coming: MemoryBuffer | None = None
+        """Of the active buffer: the next one."""
+        self.serving: MemoryBuffer | None = None
+        """Of the next buffer: the active one."""
+        self.todo: set[str] = set()
+        """Of the active buffer: ids that the next judge has not rated."""
+        self.started_ms = 0
+        self.generation = 1
         self._reset()
 
     def _reset(self) -> None:
         self._entries: dict[str, Entry] = {}
         self._applied: dict[int, int] = {}
-        self._outbox: dict[str, CuratedOutcome] = {}
+        self._outbox: dict[tuple[str, str], CuratedOutcome] = {}
         self._judge: str | None = None
         self._admitted_total = 0
         self._evicted_total = 0
@@ -71,14 +81,20 @@ class MemoryBuffer:
             applied[position.partition] = max(before, position.last)
         self._judge = self._judge or judge
         evictions: list[CuratedOutcome] = []
+        before_ids = set(self._entries)
         outcomes = [self._offer(offer, evictions) for offer in offers]
         self._applied = applied
+        if self.serving is not None:
+            self.serving.todo -= {offer.prompt.id for offer in offers}
+        if self.coming is not None:
+            self.todo |= {o.id for o in outcomes if o.outcome == "admitted"} - before_ids - self.coming._entries.keys()
+        self.todo &= self._entries.keys()
         return outcomes + evictions
 
     def _offer(self, offer: Offer, evictions: list[CuratedOutcome]) -> CuratedOutcome:
         threshold = self._threshold()
         if offer.refusal is not None:
-            return judged(offer.refusal, offer.rank_key, threshold)
+            return judged(offer, offer.refusal, threshold)
 
         def outcome(
             kind: Outcome, detail: str | None = None, value: float | None = None, bound: float | None = None
@@ -91,6 +107,7 @@ class MemoryBuffer:
                 detail=detail,
                 value=value,
                 bound=bound,
+                judge=offer.prompt.judge,
                 ts=self._now(),
             )
 
@@ -134,12 +151,19 @@ class MemoryBuffer:
                 threshold=threshold,
                 detail=detail,
                 by=new.id,
+                judge=offer.prompt.judge,
                 ts=self._now(),
             )
             evictions.append(eviction)
-            self._outbox[id] = eviction
+            self._outbox[offer.prompt.judge, id] = eviction
+        known = self.serving._entries.get(new.id) if self.serving is not None else None
+        if known is not None:  # what it has stays with it
+            new.member.near_duplicates += known.member.near_duplicates
+            new.member.admitted_at = known.member.admitted_at
+            new.member.candidates = list(known.member.candidates)
+            new.answered = known.answered
         self._entries[new.id] = new
-        self._admitted_total += 1
+        self._admitted_total += known is None or known.member.admitted_at >= self.started_ms
         self._evicted_total += len(leaving)
         return outcome("admitted")
 
@@ -158,17 +182,18 @@ class MemoryBuffer:
     async def outbox(self, limit: int) -> list[CuratedOutcome]:
         return list(self._outbox.values())[:limit]
 
-    async def outbox_done(self, ids: Iterable[str]) -> None:
-        for id in ids:
-            self._outbox.pop(id, None)
+    async def outbox_done(self, evictions: Iterable[CuratedOutcome]) -> None:
+        for eviction in evictions:
+            self._outbox.pop((eviction.judge or "", eviction.id), None)
 
     async def attach(self, id: str, candidates: Sequence[Candidate]) -> bool:
-        entry = self._entries.get(id)
-        if entry is None:
-            return False
-        entry.member.candidates = list(candidates)
-        entry.answered = True
-        return True
+        found = False
+        for buffer in (self, self.coming):
+            entry = None if buffer is None else buffer._entries.get(id)
+            if entry is not None:
+                entry.member.candidates = list(candidates)
+                entry.answered = found = True
+        return found
 
     async def unanswered(self, limit: int, admitted_before_ms: int | None = None, claim_s: float = 600) -> list[Member]:
         now = self._now()
@@ -196,7 +221,12 @@ class MemoryBuffer:
         return hardest_first.index(id) + 1 if id in hardest_first else None
 
     async def remove(self, ids: Iterable[str]) -> int:
-        return sum(self._entries.pop(id, None) is not None for id in ids)
+        listed = list(ids)
+        if self.coming is not None:
+            await self.coming.remove(listed)
+        removed = sum(self._entries.pop(id, None) is not None for id in listed)
+        self.todo &= self._entries.keys()
+        return removed
 
     async def stats(self) -> BufferStats:
         ranked = self._ranked()
@@ -224,13 +254,42 @@ class MemoryBuffer:
 
     async def iterate(self, chunk: int = 500) -> AsyncIterator[list[Member]]:
         ids = [e.id for e in reversed(self._ranked())]
+        generation = self.generation
         for start in range(0, len(ids), chunk):
+            if generation != self.generation:
+                raise Transient(SWITCHED)
             members = [_copy(self._entries[id]) for id in ids[start : start + chunk] if id in self._entries]
             if members:
                 yield members
 
     async def clear(self) -> None:
         self._reset()
+        self.todo.clear()
+        if self.serving is not None:
+            self.serving.todo = set(self.serving._entries)
+
+    def pair(self, coming: "MemoryBuffer", started_ms: int) -> None:
+        """Begin a rescoring into `coming`, which is new."""
+        coming.serving, coming.started_ms, coming._outbox = self, started_ms, self._outbox
+        coming._applied = dict(self._applied)
+        coming._admitted_total, coming._evicted_total = self._admitted_total, self._evicted_total
+        self.coming, self.todo = coming, set(self._entries)
+
+    def part(self) -> None:
+        """Give the rescoring up."""
+        self.coming = None
+        self.todo.clear()
+
+    def become(self, coming: "MemoryBuffer") -> None:
+        """Take the place of what was: all that `coming` holds."""
+        self._entries, self._applied, self._judge = coming._entries, coming._applied, coming._judge
+        self._admitted_total, self._evicted_total = coming._admitted_total, coming._evicted_total
+        self.generation += 1
+        self.part()
+
+    def listed(self) -> list[tuple[bytes, str]]:
+        """Key in the order and id of each member on the list, hardest first."""
+        return [(e.order[8:], e.id) for e in reversed(self._ranked()) if e.id in self.todo]
 
 
 def _alike(entry: Entry, new: Entry, threshold: float) -> bool:

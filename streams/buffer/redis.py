@@ -17,6 +17,7 @@ import redis.asyncio
 
 from streams.buffer.base import (
     HISTOGRAM_BINS,
+    SWITCHED,
     BufferGap,
     BufferName,
     BufferRules,
@@ -29,8 +30,10 @@ from streams.buffer.base import (
     judged,
     one_judge,
 )
+from streams.buffer.generations import GenerationMoved, GenerationState, Role
 from streams.buffer.minhash import SLOTS, Sketch, conversation_text, needed, sketch
 from streams.buffer.rank import member_key, sortable, tie
+from streams.errors import Transient
 from streams.records import Candidate, CuratedOutcome, Member, ScoredPrompt, encode
 from streams.redis_client import translate
 
@@ -52,6 +55,7 @@ KEY_NAMES = (
     "positions",
 )
 """In the order of `lua/keys.lua`."""
+NAMES: tuple[BufferName, BufferName] = ("main", "eval")
 NOT_COMPARED = Sketch(b"", b"")
 SCAN_COUNT = 1000
 """Members that one step of a scan looks at: under a millisecond of Redis."""
@@ -63,6 +67,8 @@ _candidates = msgspec.json.Decoder(list[Candidate])
 class Eviction(msgspec.Struct):
     """An entry of the outbox."""
 
+    id: str
+    judge: str
     rank_key: float
     ts: int
     threshold: float | None = None
@@ -75,13 +81,83 @@ _evictions = msgspec.msgpack.Decoder(Eviction)
 
 @cache
 def source(*parts: str) -> str:
-    """A script: the files of `lua/` one after the other, the key schema first."""
-    folder = files("streams.buffer") / "lua"
-    return "\n".join((folder / f"{part}.lua").read_text(encoding="utf-8") for part in ("keys", *parts))
+    """A script over one buffer: the files of `lua/` one after the other, the key schema first."""
+    return "\n".join(script(part) for part in ("keys", *parts))
+
+
+@cache
+def script(name: str) -> str:
+    """A file of `lua/`."""
+    return (files("streams.buffer") / "lua" / f"{name}.lua").read_text(encoding="utf-8")
+
+
+def shared_keys(namespace: str) -> list[str]:
+    """State, retired judges, generations that are over: one of each for all buffers."""
+    return [f"{{{namespace}}}:generations{part}" for part in ("", ":retired", ":old")]
+
+
+def todo_key(namespace: str, name: BufferName) -> str:
+    """Members that are still to be rescored."""
+    return f"{{{namespace}}}:{name}:todo"
+
+
+def generation_keys(namespace: str, name: BufferName, generation: int) -> list[str]:
+    """The keys of one buffer in one generation, in the order of `lua/keys.lua`. All generations have one outbox."""
+    # Braces: one hash slot, so that one script may touch all of them on a cluster.
+    buffer = f"{{{namespace}}}:{name}"
+    return [f"{buffer}:{key}" if key == "outbox" else f"{buffer}:g{generation}:{key}" for key in KEY_NAMES]
+
+
+class Pointer:
+    """Which generation is which, as last read. The scripts notice when it is old."""
+
+    def __init__(self, client: redis.asyncio.Redis, namespace: str) -> None:
+        self._client = client
+        self._keys = shared_keys(namespace)
+        self._todo = [todo_key(namespace, name) for name in NAMES]
+        self._known: GenerationState | None = None
+
+    async def known(self) -> GenerationState:
+        """The state as last read."""
+        return self._known or await self.read()
+
+    async def read(self) -> GenerationState:
+        """The state now."""
+        with translate(self._client):
+            # No transaction: a full server refuses to queue one, and every script checks the epoch anyway.
+            async with self._client.pipeline(transaction=False) as pipe:
+                pipe.hgetall(self._keys[0])
+                pipe.zrange(self._keys[1], 0, -1)
+                for key in self._todo:
+                    pipe.zcard(key)
+                fields, retired, *left = await pipe.execute()
+        found = {name.decode(): value.decode() for name, value in fields.items()}
+
+        def number(name: str) -> int | None:
+            return int(found[name]) if name in found else None
+
+        self._known = GenerationState(
+            epoch=number("epoch") or 0,
+            active=number("active") or 1,
+            judge=found.get("judge"),
+            next=number("next"),
+            next_judge=found.get("next_judge"),
+            started_ms=number("started"),
+            total=number("total") or 0,
+            left=sum(left),
+            last=number("last") or 1,
+            retired=frozenset(judge.decode() for judge in retired),
+        )
+        return self._known
 
 
 class RedisBuffer:
-    """See `streams.buffer.base.Buffer`. Raises `Transient` and `Fatal` as `streams.redis_client.translate` says."""
+    """See `streams.buffer.base.Buffer`. Raises `Transient` and `Fatal` as `streams.redis_client.translate` says.
+
+    It follows its role: after a switch the active buffer is that of the new generation. `offer` raises
+    `GenerationMoved` when the generations changed since they were last read, for the caller to decide anew; the buffer
+    of the role `next` raises it whenever there is no such generation any more.
+    """
 
     def __init__(
         self,
@@ -90,22 +166,48 @@ class RedisBuffer:
         name: BufferName,
         rules: BufferRules,
         clock: Clock = time.time,
-        generation: int = 1,
+        role: Role = "active",
+        pointer: Pointer | None = None,
     ) -> None:
         self.rules = rules
         self._client = client
+        self._namespace = namespace
+        self._name = name
         self._clock = clock
-        # Braces: one hash slot, so that one script may touch all of them on a cluster.
-        self._keys = [f"{{{namespace}}}:{name}:g{generation}:{key}" for key in KEY_NAMES]
+        self._role: Role = role
+        self._pointer = pointer or Pointer(client, namespace)
         self._offer = client.register_script(source("trail", "offer"))
         self._remove = client.register_script(source("trail", "remove"))
         self._attach = client.register_script(source("attach"))
         self._claim = client.register_script(source("claim"))
         self._members = client.register_script(source("members"))
         self._stats = client.register_script(source("stats"))
+        self._positions = client.register_script(source("positions"))
+        self._clear = client.register_script(source("clear"))
 
-    def _key(self, name: str) -> str:
-        return self._keys[KEY_NAMES.index(name)]
+    def _keys(self, state: GenerationState) -> list[str]:
+        """Of the buffer in its role, then of the state, then of the other generation, as `lua/keys.lua` has them."""
+        number, other = state.number(self._role), state.number("next" if self._role == "active" else "active")
+        if number is None:
+            raise GenerationMoved("there is no next generation")
+        keys = generation_keys(self._namespace, self._name, number)
+        keys += [shared_keys(self._namespace)[0], todo_key(self._namespace, self._name)]
+        return keys if other is None else keys + generation_keys(self._namespace, self._name, other)
+
+    async def _call(self, script: Any, args: Sequence[Any], only: int | None = None) -> Any:
+        """Runs a script on the generation of our role. With `only` it must be that one, else `GenerationMoved`."""
+        state = await self._pointer.known()
+        while True:
+            keys, number = self._keys(state), state.number(self._role)
+            if only not in (None, number):
+                raise GenerationMoved(f"the {self._role} generation is {number}, not {only}")
+            with translate(self._client):
+                reply = await script(keys=keys, args=[*args, self._role, state.epoch])
+            if reply != [b"moved"]:
+                return reply
+            state = await self._pointer.read()
+            if script is self._offer or self._role == "next":
+                raise GenerationMoved("the generations changed")
 
     def _now(self) -> int:
         return int(self._clock() * 1000)
@@ -113,6 +215,7 @@ class RedisBuffer:
     async def offer(self, offers: Sequence[Offer], positions: Sequence[Position]) -> list[CuratedOutcome]:
         now = self._now()
         near = self.rules.near_duplicate
+        state = await self._pointer.known()
         head = {
             "capacity": self.rules.capacity,
             "cap": self.rules.category_cap,
@@ -120,62 +223,65 @@ class RedisBuffer:
             "now": now,
             "judge": one_judge(offers) or "",
             "positions": [[p.partition, p.first, p.last] for p in positions],
+            "started": state.started_ms or 0,
         }
-        args: list[bytes] = [msgspec.msgpack.encode(head)]
+        seen = (tie(o.prompt.prompt_id) + member_key(o.prompt.id) for o in offers if self._role == "next")
+        args: list[bytes] = [msgspec.msgpack.encode(head), b"".join(seen)]
         for offer in offers:
             args += (b"", b"", b"") if offer.refusal is not None else _packed(offer, near)
-        with translate(self._client):
-            reply = await self._offer(keys=self._keys, args=args)
+        reply = await self._call(self._offer, args)
         if reply[0] == b"judge":
             raise JudgeMismatch(reply[1].decode(), str(head["judge"]))
         if reply[0] == b"gap":
             raise BufferGap(*reply[1:])
-        return [*_outcomes(offers, reply[1], self.rules, now), *_evicted(reply[2], now)]
+        return [*_outcomes(offers, reply[1], self.rules, now), *_evicted(reply[2], str(head["judge"]), now)]
 
     async def positions(self) -> dict[int, int]:
-        with translate(self._client):
-            fields = await self._client.hgetall(self._key("positions"))
-        return {int(partition): int(offset) for partition, offset in fields.items()}
+        flat = await self._call(self._positions, [])
+        return {int(partition): int(offset) for partition, offset in zip(flat[0::2], flat[1::2], strict=True)}
 
     async def outbox(self, limit: int) -> list[CuratedOutcome]:
         found: dict[bytes, Eviction] = {}
         with translate(self._client):
-            async for id, value in self._client.hscan_iter(self._key("outbox"), count=limit):
-                found[id] = _evictions.decode(value)
+            async for field, value in self._client.hscan_iter(self._outbox, count=limit):
+                found[field] = _evictions.decode(value)
                 if len(found) >= limit:
                     break
         return [
             CuratedOutcome(
-                id=id.decode(),
+                id=e.id,
                 outcome="evicted",
                 rank_key=e.rank_key,
                 threshold=e.threshold,
                 detail=e.detail,
                 by=e.by,
+                judge=e.judge,
                 ts=e.ts,
             )
-            for id, e in found.items()
+            for e in found.values()
         ]
 
-    async def outbox_done(self, ids: Iterable[str]) -> None:
-        fields = list(ids)
+    async def outbox_done(self, evictions: Iterable[CuratedOutcome]) -> None:
+        fields = [f"{e.judge}:{e.id}" for e in evictions]
         if fields:
             with translate(self._client):
-                await self._client.hdel(self._key("outbox"), *fields)
+                await self._client.hdel(self._outbox, *fields)
+
+    @property
+    def _outbox(self) -> str:
+        return generation_keys(self._namespace, self._name, 1)[KEY_NAMES.index("outbox")]
 
     async def attach(self, id: str, candidates: Sequence[Candidate]) -> bool:
-        with translate(self._client):
-            reply = await self._attach(keys=self._keys, args=[member_key(id), msgspec.json.encode(list(candidates))])
-        return bool(reply)
+        args = [member_key(id), msgspec.json.encode(list(candidates))]
+        return bool(await self._call(self._attach, args))
 
     async def unanswered(self, limit: int, admitted_before_ms: int | None = None, claim_s: float = 600) -> list[Member]:
         now = self._now()
         before = "" if admitted_before_ms is None else admitted_before_ms
         args = [limit, before, now, now + int(claim_s * 1000)]
         reply: Any = 0
-        with translate(self._client):
-            while reply == 0:  # it moves members to their index piece by piece
-                reply = await self._claim(keys=self._keys, args=args)
+        while reply == 0:  # it moves members to their index piece by piece
+            reply = await self._call(self._claim, args)
         return _rows(reply)
 
     async def top(self, n: int, offset: int = 0, lowest: bool = False) -> list[Member]:
@@ -187,31 +293,42 @@ class RedisBuffer:
         members = await self._read("key", member_key(id))
         return members[0] if members else None
 
-    async def _read(self, *args: str | int | bytes) -> list[Member]:
-        with translate(self._client):
-            return _rows(await self._members(keys=self._keys, args=list(args)))
+    async def _read(self, *args: str | int | bytes, only: int | None = None) -> list[Member]:
+        return _rows(await self._call(self._members, args, only))
+
+    async def members(self, ms: Sequence[bytes], only: int) -> list[Member]:
+        """Those of the keys that are members, in their order. Raises `GenerationMoved` after a switch."""
+        return [
+            m for i in range(0, len(ms), SCAN_COUNT) for m in await self._read("m", *ms[i : i + SCAN_COUNT], only=only)
+        ]
 
     async def place(self, id: str) -> int | None:
         members = await self._read("key", member_key(id))
         if not members:
             return None
+        rank = self._keys(await self._pointer.known())[KEY_NAMES.index("rank")]
         with translate(self._client):
-            before: Any = await self._client.zrevrank(
-                self._key("rank"), tie(members[0].prompt.prompt_id) + member_key(id)
-            )
+            before: Any = await self._client.zrevrank(rank, tie(members[0].prompt.prompt_id) + member_key(id))
         return None if before is None else int(before) + 1
 
     async def remove(self, ids: Iterable[str]) -> int:
-        keys = [member_key(id) for id in ids]
+        listed = list(ids)
+        keys = [member_key(id) for id in listed]
         removed = 0
         for start in range(0, len(keys), SCAN_COUNT):
-            with translate(self._client):
-                removed += await self._remove(keys=self._keys, args=keys[start : start + SCAN_COUNT])
+            removed += await self._call(self._remove, keys[start : start + SCAN_COUNT])
+        if self._role == "active" and (await self._pointer.known()).next is not None:
+            coming = RedisBuffer(
+                self._client, self._namespace, self._name, self.rules, self._clock, "next", self._pointer
+            )
+            try:
+                await coming.remove(listed)
+            except GenerationMoved:  # it has become the active one, or is given up
+                removed += await self.remove(listed)
         return removed
 
     async def stats(self) -> BufferStats:
-        with translate(self._client):
-            reply = await self._stats(keys=self._keys)
+        reply = await self._call(self._stats, [])
         size, waiting, flat_meta, flat_categories, oldest, newest, *ends = reply
         meta = dict(zip(flat_meta[0::2], flat_meta[1::2], strict=True))
         lowest, highest = (members[0] if members else None for members in map(_rows, ends))
@@ -236,19 +353,23 @@ class RedisBuffer:
 
     async def iterate(self, chunk: int = 500) -> AsyncIterator[list[Member]]:
         # A scan sees every member that is there from start to end, maybe twice: hence the mapping.
+        state = await self._pointer.read()
+        only = state.number(self._role)
         ranks: dict[bytes, float] = {}
         with translate(self._client):
-            async for m, rank in self._client.zscan_iter(self._key("rank"), count=SCAN_COUNT):
+            async for m, rank in self._client.zscan_iter(self._keys(state)[0], count=SCAN_COUNT):
                 ranks[m] = rank
         ms = sorted(ranks, key=lambda m: (ranks[m], m), reverse=True)
-        for start in range(0, len(ms), chunk):
-            members = await self._read("m", *ms[start : start + chunk])
-            if members:
-                yield members
+        try:
+            for start in range(0, max(1, len(ms)), chunk):  # once also for none: the scan was of the right generation?
+                members = await self._read("m", *ms[start : start + chunk], only=only)
+                if members:
+                    yield members
+        except GenerationMoved:
+            raise Transient(SWITCHED) from None
 
     async def clear(self) -> None:
-        with translate(self._client):
-            await self._client.unlink(*self._keys)  # frees in the background, whatever the size
+        await self._call(self._clear, ["1" if self._name == "main" else ""])
 
 
 def _packed(offer: Offer, near: float | None) -> tuple[bytes, bytes, bytes]:
@@ -279,7 +400,7 @@ def _outcomes(offers: Sequence[Offer], flat: list[Any], rules: BufferRules, now:
     for offer, kind, detail, threshold, failed in zip(offers, *(flat[i::4] for i in range(4)), strict=True):
         beat = float(threshold) if threshold else None
         if offer.refusal is not None:
-            outcomes.append(judged(offer.refusal, offer.rank_key, beat))
+            outcomes.append(judged(offer, offer.refusal, beat))
             continue
         value, bound = None, None
         if kind == b"near_duplicate":
@@ -294,13 +415,14 @@ def _outcomes(offers: Sequence[Offer], flat: list[Any], rules: BufferRules, now:
             detail=detail.decode() or None,
             value=value,
             bound=bound,
+            judge=offer.prompt.judge,
             ts=now,
         )
         outcomes.append(outcome)
     return outcomes
 
 
-def _evicted(flat: list[bytes], now: int) -> list[CuratedOutcome]:
+def _evicted(flat: list[bytes], judge: str, now: int) -> list[CuratedOutcome]:
     return [
         CuratedOutcome(
             id=id.decode(),
@@ -309,6 +431,7 @@ def _evicted(flat: list[bytes], now: int) -> list[CuratedOutcome]:
             threshold=float(threshold) if threshold else None,
             detail=detail.decode() or None,
             by=by.decode(),
+            judge=judge,
             ts=now,
         )
         for id, rank_key, threshold, detail, by in zip(*(flat[i::5] for i in range(5)), strict=True)

@@ -178,7 +178,9 @@ async def test_a_refusal_of_an_earlier_rule_only_moves_the_position(make_buffer:
     refusal = CuratedOutcome(id="bad", outcome="low_quality", detail="1.5", ts=7)
     await buffer.offer([offer("a", 3.0)], [])
     result = await buffer.offer([offer("bad", 8.0, refusal=refusal, at=(0, 0))], [Position(0, 0, 0)])
-    assert result == [CuratedOutcome(id="bad", outcome="low_quality", rank_key=8.0, threshold=3.0, detail="1.5", ts=7)]
+    assert result == [
+        CuratedOutcome(id="bad", outcome="low_quality", rank_key=8.0, threshold=3.0, detail="1.5", judge="j1", ts=7)
+    ]
     assert await ids(buffer) == ["a"]
     assert await buffer.positions() == {0: 0}
 
@@ -245,10 +247,11 @@ async def test_evictions_wait_in_the_outbox_until_they_are_taken_off(make_buffer
         ("b", 2.0, 2.0, int(clock.now * 1000)),
     ]
     assert len(await buffer.outbox(1)) == 1
-    await buffer.outbox_done(["a", "unknown"])
+    unknown = CuratedOutcome(id="unknown", outcome="evicted", judge="j1", ts=7)
+    await buffer.outbox_done([unknown, *(o for o in evicted if o.id == "a")])
     assert [o.id for o in await buffer.outbox(10)] == ["b"]
     await buffer.outbox_done([])
-    await buffer.outbox_done(["b"])
+    await buffer.outbox_done(await buffer.outbox(10))
     assert await buffer.outbox(10) == []
 
 

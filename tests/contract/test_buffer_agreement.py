@@ -9,6 +9,7 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from streams.buffer.base import Buffer, BufferGap, BufferRules, Offer, Position
+from streams.buffer.generations import GenerationState
 from streams.buffer.memory import MemoryBuffer
 from streams.buffer.minhash import alike, conversation_text, sketch
 from streams.buffer.rank import order
@@ -96,7 +97,8 @@ async def act(buffer: Buffer, step: object, offset: int, now_ms: int) -> object:
         case Attach(number):
             return await buffer.attach(f"id{number}", [Candidate(text="x", reward=1, origin="teacher")])
         case Published(numbers):
-            return await buffer.outbox_done([f"id{n}" for n in numbers])
+            published = {f"id{n}" for n in numbers}
+            return await buffer.outbox_done([o for o in await buffer.outbox(1000) if o.id in published])
     raise AssertionError(step)
 
 
@@ -137,8 +139,8 @@ async def agree(url: str, rules: BufferRules, script: list[object]) -> None:
         assert {o.id: o for o in await real.outbox(1000)} == by_id
         # Nothing of a member stays behind when it leaves.
         await real.remove([m.prompt.id for m in members])
-        left = {key.rsplit(":")[-1] for key in real._keys if await client.exists(key)}
-        assert left <= {"meta", "outbox", "positions"}
+        left = {key.rsplit(":")[-1] for key in real._keys(GenerationState()) if await client.exists(key)}
+        assert left <= {"meta", "outbox", "positions", "generations"}
     finally:
         await real.clear()
         await client.aclose()

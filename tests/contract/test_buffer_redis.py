@@ -86,18 +86,17 @@ async def test_two_workers_never_answer_the_same(redis_url: str, namespace: str)
         await c.aclose()
 
 
-async def test_the_two_buffers_of_a_namespace_and_its_generations_are_apart(
+async def test_the_two_buffers_of_a_namespace_and_those_of_another_are_apart(
     client: redis.asyncio.Redis, namespace: str
 ) -> None:
     main = RedisBuffer(client, namespace, "main", RULES)
     await main.offer([offer("a", 5.0)], [Position(0, 0, 0)])
     for other in (
         RedisBuffer(client, namespace, "eval", RULES),
-        RedisBuffer(client, namespace, "main", RULES, generation=2),
         RedisBuffer(client, namespace + "x", "main", RULES),
     ):
         assert (await other.stats()).size == 0
-        await other.offer([offer("a", 1.0, judge="another")], [Position(0, 0, 5)])
+        await other.offer([offer("a", 1.0)], [Position(0, 0, 5)])
         await other.clear()
     assert [m.rank_key for m in await main.top(9)] == [5.0]
     assert await main.positions() == {0: 0}
@@ -108,7 +107,7 @@ async def test_all_keys_are_in_one_hash_slot(client: redis.asyncio.Redis, namesp
     await feed(buffer, stream(100))
     keys = [key async for key in client.scan_iter(match=f"*{namespace}*", count=1000)]
     assert len(keys) > 8
-    assert all(key.startswith(f"{{{namespace}}}:main:g1:".encode()) for key in keys)
+    assert all(key.startswith(f"{{{namespace}}}:".encode()) for key in keys)
     await buffer.clear()
     assert [key async for key in client.scan_iter(match=f"*{namespace}*", count=1000)] == []
 

@@ -29,6 +29,7 @@ def settings_of(folder: Path, url: str) -> dict[str, str]:
     return {
         "HAYPILE_LOCAL__DATA_DIR": str(folder / "data"),
         "HAYPILE_JUDGE__URLS": urls,
+        "HAYPILE_JUDGE__ANCHORS": "0",  # a fake judge rates by a hash
         "HAYPILE_ANSWER__URLS": urls,
         "HAYPILE_SERVING__URLS": urls,
         "HAYPILE_TRAINING__BASE_MODEL": "nobody-loads-it",

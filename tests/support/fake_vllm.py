@@ -20,6 +20,8 @@ from aiohttp import web
 TEXT = re.compile(r"<prompt>\n(.*)\n</prompt>", re.DOTALL)
 ANSWER = re.compile(r"<answer>\n(.*)\n</answer>", re.DOTALL)
 NOT_WHOLE = "loaded an adapter that is not whole:"
+BAND = re.compile(r"Use the ratings ([1-9]) to ([1-9]) only")
+"""In a rubric: another rubric, other ratings."""
 MAX_CHARS = 20_000
 """Longer requests are answered like those over the context length."""
 
@@ -142,7 +144,9 @@ class FakeVllm:
         if prompt.rstrip(" (").endswith("(A-H):"):
             label, others = "ABCDEFGH"[digest[0] % 8], "ABCDEFGH"
         else:
-            label, others = str(self.ratings.get(text, 1 + digest[0] % 9)), "123456789"
+            band = BAND.search(prompt[: found.start()] if found else "")
+            least, most = (int(band[1]), int(band[2])) if band else (1, 9)
+            label, others = str(self.ratings.get(text, least + digest[0] % (most - least + 1))), "123456789"
             if "Quality" in prompt.rsplit("\n", 1)[-1]:
                 label = "8"
         top = {other: math.log(0.02) for other in others if other != label}

@@ -136,6 +136,7 @@ class Topics:
             "HAYPILE_KAFKA__PARTITIONS": str(self.kafka.partitions),
             "HAYPILE_KAFKA__SESSION_TIMEOUT_S": "6",
             "HAYPILE_KAFKA__IDEMPOTENCE": "false",
+            "HAYPILE_JUDGE__ANCHORS": "0",  # a fake judge rates by a hash
         }
 
     def delete(self) -> None:

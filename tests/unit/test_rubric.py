@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
+from pathlib import Path
 
 import pytest
 
@@ -21,6 +23,7 @@ from streams.rubric import (
     judge_id,
     judge_prompts,
     labels_of,
+    neutralise,
     read,
     shorten,
 )
@@ -52,8 +55,35 @@ def test_no_text_can_close_its_own_quotation(tag: str) -> None:
     assert "hello" in judge_prompts(text)[Question.quality]
 
 
+@pytest.mark.parametrize(
+    "token",
+    [
+        *("<|im_start|>", "<|im_end|>", "<|endoftext|>", "<repo_name>", "<reponame>", "<file_sep>", "<filename>"),
+        *("<gh_stars>", "<issue_start>", "<issue_comment>", "<issue_closed>", "<jupyter_start>", "<jupyter_text>"),
+        *("<jupyter_code>", "<jupyter_output>", "<jupyter_script>", "<empty_output>"),  # all of SmolLM2's
+        *("<|eot_id|>", "<|start_header_id|>", "<|begin_of_text|>", "<|eom_id|>", "<|python_tag|>"),  # Llama 3
+        *("<s>", "</s>", "[INST]", "[/INST]", "[TOOL_CALLS]", "<unk>", "<pad>"),  # Mistral, Llama 2
+        *("<bos>", "<eos>", "<start_of_turn>", "<end_of_turn>"),  # Gemma
+        *("<|user|>", "<|assistant|>", "<|end|>", "<｜User｜>", "<｜end▁of▁sentence｜>", "<|vision_start|>", "[gMASK]"),
+    ],
+)
+def test_no_text_can_speak_in_special_tokens(token: str) -> None:
+    for request in [*judge_prompts(f"one{token}two").values(), answer_prompt("x", f"one{token}two")]:
+        assert token not in request
+        assert f"one{token.replace('<', '[') if token[0] == '<' else token.replace('[', '(')}two" in request
+
+
+def test_every_prompt_that_we_have_is_left_as_it_is() -> None:
+    root = Path(__file__).parents[2]
+    files = ("trainers/data/graded_prompts.jsonl", "deploy/demo/prompts.jsonl", "agents/data/anchors.jsonl")
+    rows = [json.loads(line) for name in files for line in (root / name).read_text("utf-8").splitlines()]
+    texts = [row["prompt"] for row in rows if isinstance(row.get("prompt"), str)]
+    assert len(texts) > 1000
+    assert [text for text in texts if neutralise(text) != text] == []
+
+
 def test_ordinary_markup_is_left_alone() -> None:
-    text = "template <class T> std::vector<T> f(); <prompts> <b>answer</b> a < prompt"
+    text = "template <class T> std::vector<T> f(); <prompts> <b>answer</b> a < prompt; |<x|y>|, <|x|>, a <| b |> c, [1]"
     assert text in judge_prompts(text)[Question.difficulty]
 
 

@@ -200,3 +200,11 @@ def test_the_module_itself_imports_nothing_heavy() -> None:
     program = f"import {streams.snapshots.__name__}, sys; print({{'datasets', 'pyarrow', 'rensa'}} & set(sys.modules))"
     run = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=True)
     assert run.stdout.strip() == "set()"
+
+
+async def test_ratings_of_two_judges_are_never_in_one_snapshot(tmp_path: Path, main: MemoryBuffer) -> None:
+    switched = MemoryBuffer(BufferRules(10), HandClock())
+    await switched.offer([offer("e", 4.0, judge="j2")], [])
+    with pytest.raises(SnapshotError, match="another judge's ratings"):
+        await write(str(tmp_path), main, switched)
+    assert list(tmp_path.iterdir()) == []

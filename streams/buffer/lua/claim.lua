@@ -1,10 +1,10 @@
 -- The hardest members without answers, claimed for a while. Keys: keys.lua (rank, age, fresh, open, claims, bodies).
--- ARGV: limit, only those admitted before (ms; '' for all), now (ms), claim until (ms).
+-- ARGS: limit, only those admitted before (ms; '' for all), now (ms), claim until (ms).
 -- Returns rows as `read` does; or 0 when it has moved MOVES members to `open` and wants to be called again.
 
 -- Each member passes from fresh to open once; in pieces, so that other clients get their turn.
 local MOVES = 2000
-local limit, before, now, till = tonumber(ARGV[1]), ARGV[2], tonumber(ARGV[3]), tonumber(ARGV[4])
+local limit, before, now, till = tonumber(ARGS[1]), ARGS[2], tonumber(ARGS[3]), tonumber(ARGS[4])
 
 local function move(from, max)
   local ms = redis.call('ZRANGEBYSCORE', from, '-inf', max, 'LIMIT', 0, MOVES)

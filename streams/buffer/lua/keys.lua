@@ -1,4 +1,5 @@
--- Keys of one buffer. Every script gets all of them, in this order; this file is put before each script.
+-- Keys of one buffer in one generation. Every script gets all of them, in this order; this file is put before each
+-- script.
 --
 -- A member is known by `key` (8 bytes, hash of its id) and, in sorted sets, by `m` = tie (4 bytes, hash of the prompt) .. key,
 -- so that members of equal score are in a fixed order.
@@ -16,12 +17,27 @@
 -- 11 bands       hash  last 2 bytes of a band -> entries of 10 bytes: its first 2 bytes .. key of a member that has it
 -- 12 meta        hash  judge, admitted_total, evicted_total, bin:0 … bin:15
 -- 13 categories  hash  category -> members
--- 14 outbox      hash  id -> msgpack of an eviction that nobody has published yet
+-- 14 outbox      hash  judge .. ':' .. id -> msgpack of an eviction that nobody has published yet; of all generations
 -- 15 positions   hash  partition of prompts.scored -> last offset applied
+-- 16 state       hash  epoch, active, judge, next, next_judge, started (ms), total, last: see generations.py; of all buffers
+-- 17 todo        zset  m -> rank key: members of the active generation that the next one's judge has not rated yet
+-- 18-32          the same as 1-15 of the other generation, where there are two: the active's for the next, and vice versa
+--
+-- ARGV ends with the role of this generation ('active' or 'next') and the epoch in which the caller looked it up. If that
+-- is over, a script returns {'moved'} and changes nothing. ARGS is what comes before.
 
 local RANK, CATEGORY, AGE, FRESH, OPEN, CLAIMS = KEYS[1], KEYS[2], KEYS[3], KEYS[4], KEYS[5], KEYS[6]
 local TRAIL, BODY, ANSWERS, ALIKE, BANDS = KEYS[7], KEYS[8], KEYS[9], KEYS[10], KEYS[11]
 local META, CATEGORIES, OUTBOX, POSITIONS = KEYS[12], KEYS[13], KEYS[14], KEYS[15]
+local STATE, TODO = KEYS[16], KEYS[17]
+local PEER = #KEYS > 17 and {
+  rank = KEYS[18], age = KEYS[20], fresh = KEYS[21], open = KEYS[22], claims = KEYS[23], trail = KEYS[24],
+  answers = KEYS[26], alike = KEYS[27],
+}
+
+local ARGS, ROLE = {}, ARGV[#ARGV - 1]
+for i = 1, #ARGV - 2 do ARGS[i] = ARGV[i] end
+if (redis.call('HGET', STATE, 'epoch') or '0') ~= ARGV[#ARGV] then return { 'moved' } end
 
 local byte, sub, find, format = string.byte, string.sub, string.find, string.format
 

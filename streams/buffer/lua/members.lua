@@ -1,15 +1,15 @@
 -- Read members at one moment. Keys: keys.lua.
--- ARGV: 'top' or 'lowest', first index, last index; or 'm', m…; or 'key', key.  Returns rows as `read` does.
+-- ARGS: 'top' or 'lowest', first index, last index; or 'm', m…; or 'key', key.  Returns rows as `read` does.
 
 local ms = {}
-if ARGV[1] == 'top' then
-  ms = redis.call('ZREVRANGE', RANK, ARGV[2], ARGV[3])
-elseif ARGV[1] == 'lowest' then
-  ms = redis.call('ZRANGE', RANK, ARGV[2], ARGV[3])
-elseif ARGV[1] == 'm' then
-  for i = 2, #ARGV do ms[i - 1] = ARGV[i] end
+if ARGS[1] == 'top' then
+  ms = redis.call('ZREVRANGE', RANK, ARGS[2], ARGS[3])
+elseif ARGS[1] == 'lowest' then
+  ms = redis.call('ZRANGE', RANK, ARGS[2], ARGS[3])
+elseif ARGS[1] == 'm' then
+  for i = 2, #ARGS do ms[i - 1] = ARGS[i] end
 else
-  local trail = redis.call('HGET', TRAIL, ARGV[2])
-  if trail then ms = { sub(trail, 1, 4) .. ARGV[2] } end
+  local trail = redis.call('HGET', TRAIL, ARGS[2])
+  if trail then ms = { sub(trail, 1, 4) .. ARGS[2] } end
 end
 return read(ms)

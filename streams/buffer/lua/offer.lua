@@ -1,22 +1,32 @@
 -- One batch of offers, all or nothing (see streams/buffer/base.py for the rules). Keys: keys.lua.
 --
--- ARGV[1]   msgpack: capacity, cap (of a category), needed (equal slots of two alike), now (ms), judge ('' in an empty
---           batch), positions {{partition, first, last}…}
--- ARGV[2…]  for each offer: trail, head (rank key as double, partition as int32, offset as int64, key), body;
+-- ARGS[1]   msgpack: capacity, cap (of a category), needed (equal slots of two alike), now (ms), judge ('' in an empty
+--           batch), positions {{partition, first, last}…}, started (ms; of the rescoring that is under way, else 0)
+-- ARGS[2]   for the next generation: m of every offer, one after the other
+-- ARGS[3…]  for each offer: trail, head (rank key as double, partition as int32, offset as int64, key), body;
 --           three times '' for one that was refused before
--- returns   {'judge', have} or {'gap', partition, applied, first}: nothing was applied
+-- returns   {'moved'}, {'judge', have} or {'gap', partition, applied, first}: nothing was applied
 --           {'ok', {outcome, detail, threshold, value}…, {id, rank key, threshold, detail, by}…}: flat lists, '' for none;
 --           value: equal slots of a near-duplicate, members of a full category; by: who was admitted instead
+--
+-- While a rescoring is under way, who is admitted to the active generation is entered in `todo`, unless it is a member of
+-- the next one; who is offered to the next one is taken off it, whatever became of the offer. A member that was one in the active generation keeps its answers,
+-- its near-duplicates and since when it is there.
 
 -- Candidates with most bands in common whose slots are compared, for each offer: bounds the time of boilerplate.
 local MAX_COMPARED = 64
 -- Members that one admission may push out beyond its own place, after capacity or cap were set lower.
 local MAX_SHRINK = 16
 
-local head = cmsgpack.unpack(ARGV[1])
+local head = cmsgpack.unpack(ARGS[1])
 
+-- Of this buffer, and of all buffers of the generation: one judge.
 local have = redis.call('HGET', META, 'judge')
-if have and head.judge ~= '' and have ~= head.judge then return { 'judge', have } end
+local rated_by = redis.call('HGET', STATE, ROLE == 'next' and 'next_judge' or 'judge') or have
+if head.judge ~= '' then
+  if have and have ~= head.judge then return { 'judge', have } end
+  if rated_by and rated_by ~= head.judge then return { 'judge', rated_by } end
+end
 
 local applied_before, applied = {}, {}
 local function position(partition)
@@ -101,6 +111,14 @@ local function twins_of(t)
   return twins
 end
 
+-- Since when (ms) m is a member of the active generation, for a newcomer of the next one; false if it is none.
+local ages_before = {}
+local function age_before(m)
+  if ROLE ~= 'next' or not PEER then return false end
+  if ages_before[m] == nil then ages_before[m] = redis.call('ZSCORE', PEER.age, m) end
+  return ages_before[m]
+end
+
 local outcomes, evictions, evicted_ids = {}, {}, {}
 local admitted_total, evicted_total = 0, 0
 local newcomer -- id of the offer that is decided about
@@ -114,8 +132,10 @@ local function evict(key, t, threshold, detail)
   local n = #evictions
   evictions[n + 1], evictions[n + 2], evictions[n + 3], evictions[n + 4] = t.id, rank, threshold, detail
   evictions[n + 5] = newcomer
-  evicted_ids[#evicted_ids + 1] = t.id
+  evicted_ids[#evicted_ids + 1] = head.judge .. ':' .. t.id
   evicted_ids[#evicted_ids + 1] = cmsgpack.pack({
+    id = t.id,
+    judge = head.judge,
     rank_key = tonumber(rank),
     threshold = tonumber(threshold),
     detail = detail ~= '' and detail or nil,
@@ -178,17 +198,20 @@ local function decide(key, t, rank, replay, threshold)
   count(t, 1)
   enter_bands(t, key)
   low = nil
+  local since = age_before(m)
+  if since then inherited = inherited + tonumber(redis.call('HGET', PEER.alike, key) or 0) end
   if inherited > 0 then set_alike(key, inherited) end
-  admitted_total = admitted_total + 1
+  -- One that was a member before the rescoring began is not new.
+  if not since or tonumber(since) >= head.started then admitted_total = admitted_total + 1 end
   return 'admitted', '', true
 end
 
-for i = 2, #ARGV, 3 do
-  local trail, body = ARGV[i], ARGV[i + 2]
+for i = 3, #ARGS, 3 do
+  local trail, body = ARGS[i], ARGS[i + 2]
   local threshold = size >= head.capacity and lowest().text or ''
   local outcome, detail, value = 'refused', '', ''
   if trail ~= '' then
-    local rank, partition, offset, key = struct.unpack('>di4i8c8', ARGV[i + 1])
+    local rank, partition, offset, key = struct.unpack('>di4i8c8', ARGS[i + 1])
     if trail_of(key) then
       outcome = 'admitted'
     else
@@ -199,7 +222,7 @@ for i = 2, #ARGV, 3 do
       outcome, detail, new, value = decide(key, t, rank, replay, threshold)
       if new then
         trails[key] = trail
-        added[key] = { t.tie .. key, body }
+        added[key] = { t.tie .. key, body, format('%.17g', rank) }
       end
     end
   end
@@ -209,24 +232,46 @@ end
 
 -- What left comes first: an id may have left and come back within the batch.
 flush()
-local ages, new_trails, bodies, new_alike = {}, {}, {}, {}
+local ages, fresh, new_trails, bodies, new_alike, answers, todo = {}, {}, {}, {}, {}, {}, {}
 for key, row in pairs(added) do
-  local n = #ages
-  ages[n + 1], ages[n + 2] = head.now, row[1]
+  local n, m = #ages, row[1]
+  local since = age_before(m)
+  local answered = since and redis.call('HGET', PEER.answers, key)
+  ages[n + 1], ages[n + 2] = since or head.now, m
+  if answered then
+    answers[#answers + 1] = key
+    answers[#answers + 1] = answered
+  else
+    fresh[#fresh + 1] = since or head.now
+    fresh[#fresh + 1] = m
+  end
   new_trails[n + 1], new_trails[n + 2] = key, trails[key]
   bodies[n + 1], bodies[n + 2] = key, row[2]
+  if ROLE == 'active' and PEER and not redis.call('ZSCORE', PEER.rank, m) then
+    todo[#todo + 1] = row[3]
+    todo[#todo + 1] = m
+  end
 end
 for key in pairs(alike_changed) do
   new_alike[#new_alike + 1] = key
   new_alike[#new_alike + 1] = alike[key]
 end
 bulk('ZADD', AGE, ages)
-bulk('ZADD', FRESH, ages)
+bulk('ZADD', FRESH, fresh)
+bulk('HSET', ANSWERS, answers)
 bulk('HSET', TRAIL, new_trails)
 bulk('HSET', BODY, bodies)
 bulk('HSET', ALIKE, new_alike)
 bulk('HSET', OUTBOX, evicted_ids)
+if ROLE == 'next' then
+  local seen = {}
+  for at = 1, #ARGS[2], 12 do seen[#seen + 1] = sub(ARGS[2], at, at + 11) end
+  bulk('ZREM', TODO, seen)
+else
+  bulk('ZADD', TODO, todo)
+end
 if not have and head.judge ~= '' then redis.call('HSET', META, 'judge', head.judge) end
+if not rated_by and head.judge ~= '' then redis.call('HSET', STATE, 'judge', head.judge) end
 if admitted_total > 0 then redis.call('HINCRBY', META, 'admitted_total', admitted_total) end
 if evicted_total > 0 then redis.call('HINCRBY', META, 'evicted_total', evicted_total) end
 for partition, last in pairs(applied) do

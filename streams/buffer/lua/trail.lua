@@ -11,7 +11,7 @@ local dirty = {}    -- buckets to write
 local counts = {}   -- category -> members; deltas are in count_changes
 local count_changes, bin_changes = {}, {}
 local gone_ms, gone_keys = {}, {}
-local added = {}    -- key -> {m, body}: admitted by this call
+local added = {}    -- key -> {m, body, rank key}: admitted by this call
 local size = redis.call('ZCARD', RANK)
 
 -- Trail: tie 4, sortable rank key 8, hash of the category 8, bin of the histogram 1, slots 0 or 128, bands 4 each,
@@ -110,6 +110,7 @@ end
 
 local function flush()
   for _, key in ipairs({ AGE, FRESH, OPEN, CLAIMS }) do bulk('ZREM', key, gone_ms) end
+  if ROLE == 'active' then bulk('ZREM', TODO, gone_ms) end
   for _, key in ipairs({ TRAIL, BODY, ANSWERS, ALIKE }) do bulk('HDEL', key, gone_keys) end
   local set, del = {}, {}
   for field in pairs(dirty) do
