@@ -212,7 +212,7 @@ async def test_score_rates_nothing_before_the_judge_is_measured() -> None:
 
     ready = asyncio.Event()
     judge = FakeJudge()
-    score = Score(topic_names(KafkaSettings()), judge=judge, producer=Producer(), ready=ready)  # type: ignore[arg-type]
+    score = Score(topic_names(KafkaSettings()), judge=judge, producer=Producer(), now_ms=lambda: 5, ready=ready)  # type: ignore[arg-type]
     text = next(iter(judge.labels))
     prompt = AcceptedPrompt(id="a", prompt_id="p", messages=[Message("user", text)], ts=1)
     task = asyncio.create_task(score(Inbound("t", 0, 0, encode(prompt), 0, ())))
