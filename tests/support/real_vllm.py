@@ -20,7 +20,9 @@ READY_S = 300
 
 def base_model() -> Path:
     """SmolLM2-135M-Instruct as a folder."""
-    subprocess.run([sys.executable, "-m", "trainers.base_model", str(BASE)], check=True, cwd=ROOT)
+    command = [sys.executable, "-m", "trainers.base_model", str(BASE)]
+    made = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, check=False)
+    assert made.returncode == 0, made.stderr
     return BASE
 
 
