@@ -32,6 +32,7 @@ DEAREST_FIRST = (
 SHARE_A_VLLM = ("test_loop", "test_vllm")
 
 
+@pytest.hookimpl(tryfirst=True)  # before pytest-xdist, which reads the groups in its own
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """`make test` runs two pytest workers, as most tests wait more than they compute: a file stays in one of them, the
     files that need the real vLLM share one, and what takes minutes comes first."""
