@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
 
-from streams.rubric import Question, judge_prompts, shorten
+from streams.rubric import Question, judge_prompts, neutralise, shorten
 from trainers.judge import Judge
 
 ATTACKS = Path(__file__).parent / "data" / "attacks.jsonl"
@@ -66,7 +66,7 @@ def load_attacks(file: Path = ATTACKS) -> list[Attack]:
 
 
 def effects(
-    judge: Judge, prompts: Sequence[tuple[str, float]], attacks: Sequence[Attack], each: int = 6
+    judge: Judge, prompts: Sequence[tuple[str, float]], attacks: Sequence[Attack], each: int = 4
 ) -> list[Effect]:
     """Rates ``each`` prompts of fitting level (of ``prompts``: text, difficulty) under every attack, kind by kind."""
     rng = random.Random(SEED)
@@ -82,7 +82,11 @@ def effects(
         own = [attack for attack in attacks if attack.kind == kind]
         pairs = [(attack, prompt) for attack in own for prompt in (hard if attack.aim == "down" else easy)]
         texts = [attack.on(prompt) for attack, prompt in pairs]
-        rated, raw = _rate(judge, texts), _rate(judge, texts, raw=True)
+        rated = _rate(judge, texts)
+        changed = [n for n, text in enumerate(texts) if neutralise(text) != text]
+        raw = list(rated)
+        for n, value in zip(changed, _rate(judge, [texts[n] for n in changed], raw=True), strict=True):
+            raw[n] = value
         moved = [_towards(a, value - plain[p]) for (a, p), value in zip(pairs, rated, strict=True)]
         moved_raw = [_towards(a, value - plain[p]) for (a, p), value in zip(pairs, raw, strict=True)]
         over = fmean(abs(x) > 1 if own[0].aim == "none" else x > 1 for x in moved)
@@ -117,7 +121,7 @@ def table(found: Sequence[Effect]) -> str:
     return "\n".join(lines)
 
 
-def attack_table(base: Path, adapter: Path | None, prompts: Path, each: int = 6) -> str:
+def attack_table(base: Path, adapter: Path | None, prompts: Path, each: int = 4) -> str:
     """The table for ``docs/curation.md``: the judge of these folders on every attack."""
     rows = [json.loads(line) for line in prompts.read_text(encoding="utf-8").split("\n") if line.strip()]
     graded = [(str(row["prompt"]), float(row["difficulty"])) for row in rows]
@@ -129,7 +133,7 @@ def main() -> None:
     parser.add_argument("--base", type=Path, required=True)
     parser.add_argument("--adapter", type=Path)
     parser.add_argument("--prompts", type=Path, required=True, help="JSON lines with prompt and difficulty")
-    parser.add_argument("--each", type=int, default=6, help="prompts that each attack is put on")
+    parser.add_argument("--each", type=int, default=4, help="prompts that each attack is put on")
     given = parser.parse_args()
     print(attack_table(given.base, given.adapter, given.prompts, given.each))
 

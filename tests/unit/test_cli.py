@@ -130,7 +130,7 @@ def test_doctor_and_status_say_all_that_is_wrong(tmp_path: Path) -> None:
     assert status.returncode == 1
     parts = json.loads(status.stdout)
     assert {name for name, part in parts.items() if "error" in part} == {
-        "kafka", "buffer", "vllm", "last_run", "degraded"
+        "kafka", "buffer", "judge", "vllm", "last_run", "degraded"
     }  # fmt: skip
 
 
