@@ -84,7 +84,7 @@ up: $(READY) $(VLLM_READY)
 	@exec $(BIN)/haypile up
 
 test: $(READY) $(VLLM_READY)
-	@exec $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder $(ARGS)
+	@exec $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: $(READY)
 	@echo "ruff format"; $(BIN)/ruff format --check .

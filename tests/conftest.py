@@ -29,21 +29,16 @@ DEAREST_FIRST = (
     "test_demo_judge",
     "test_chaos",
 )
-SHARE_A_VLLM = ("test_loop", "test_vllm")
 
 
-@pytest.hookimpl(tryfirst=True)  # before pytest-xdist, which reads the groups in its own
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """`make test` runs two pytest workers, as most tests wait more than they compute: a file stays in one of them, the
-    files that need the real vLLM share one, and what takes minutes comes first."""
+    """`make test` runs two pytest workers, as most tests wait more than they compute: a file stays in one of them, and
+    what takes minutes comes first."""
 
     def rank(item: pytest.Item) -> int:
         return DEAREST_FIRST.index(item.path.stem) if item.path.stem in DEAREST_FIRST else len(DEAREST_FIRST)
 
     items.sort(key=rank)
-    for item in items:
-        group = "vllm" if item.path.stem in SHARE_A_VLLM else str(item.path)
-        item.add_marker(pytest.mark.xdist_group(group))
 
 
 @pytest.fixture(scope="session")
