@@ -1,6 +1,6 @@
 """Cheap first, dear second: the judge's calls saved, against the share of the true top-k that is kept.
 
-The demo's judge (SmolLM2 with its adapter, in this process) rates a draw of all sets once, a quarter of an hour on two
+The demo's judge (SmolLM2 with its adapter, in this process) rates a draw of all sets once, about ten minutes on two
 cores; the ratings are kept beside the environments, by adapter. Then the stream of them passes through `agents.screen`.
 """
 
@@ -22,10 +22,10 @@ from streams.settings import BufferSettings, ScreenSettings
 from tests.curation.corpus import ROOT, corpus
 
 ADAPTER = ROOT / "trainers/judges/demo"
-PROMPTS = 1600
-TOP = 160
+PROMPTS = 1200
+TOP = 120
 """k: the buffer holds a tenth of the stream."""
-WARMUP = 300
+WARMUP = 250
 """Less than the default, as the stream is short."""
 QUANTILES = (0.6, 0.8, 0.9, 0.95, 0.99)
 MAX_CHARS = 600
