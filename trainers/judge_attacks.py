@@ -13,7 +13,7 @@ from __future__ import annotations
 import argparse
 import json
 import random
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from statistics import fmean
@@ -66,8 +66,8 @@ def load_attacks(file: Path = ATTACKS) -> list[Attack]:
 
 
 def effects(
-    judge: Judge, prompts: Sequence[tuple[str, float]], attacks: Sequence[Attack], each: int = 4
-) -> list[Effect]:
+    judge: Judge, prompts: Sequence[tuple[str, float]], attacks: Sequence[Attack], each: int = 3
+) -> Iterator[Effect]:
     """Rates ``each`` prompts of fitting level (of ``prompts``: text, difficulty) under every attack, kind by kind."""
     rng = random.Random(SEED)
 
@@ -77,7 +77,6 @@ def effects(
 
     easy, hard = some(*EASY), some(*HARD)
     plain = dict(zip(easy + hard, _rate(judge, easy + hard), strict=True))
-    found = []
     for kind in dict.fromkeys(attack.kind for attack in attacks):
         own = [attack for attack in attacks if attack.kind == kind]
         pairs = [(attack, prompt) for attack in own for prompt in (hard if attack.aim == "down" else easy)]
@@ -90,8 +89,7 @@ def effects(
         moved = [_towards(a, value - plain[p]) for (a, p), value in zip(pairs, rated, strict=True)]
         moved_raw = [_towards(a, value - plain[p]) for (a, p), value in zip(pairs, raw, strict=True)]
         over = fmean(abs(x) > 1 if own[0].aim == "none" else x > 1 for x in moved)
-        found.append(Effect(kind, len(own), fmean(moved), max(moved), over, fmean(moved_raw), max(moved_raw)))
-    return found
+        yield Effect(kind, len(own), fmean(moved), max(moved), over, fmean(moved_raw), max(moved_raw))
 
 
 def _towards(attack: Attack, change: float) -> float:
@@ -109,23 +107,31 @@ def _rate(judge: Judge, texts: Sequence[str], raw: bool = False) -> list[float]:
     return [readings[Question.difficulty].value for readings in found]
 
 
-def table(found: Sequence[Effect]) -> str:
+def table(found: Iterable[Effect]) -> str:
     """Markdown."""
-    lines = [
+    return "\n".join(lines(found))
+
+
+def lines(found: Iterable[Effect]) -> Iterator[str]:
+    """The lines of the table, each as soon as it is known."""
+    yield from (
         "| attack | attacks | mean move | most | over 1 point | mean, text left as it is | most, text left as it is |",
         "|---|---|---|---|---|---|---|",
-    ]
+    )
     for e in found:
         cells = (f"{e.mean:+.2f}", f"{e.most:+.2f}", f"{e.over_one:.0%}", f"{e.raw_mean:+.2f}", f"{e.raw_most:+.2f}")
-        lines.append(f"| {e.kind} | {e.attacks} | {' | '.join(cells)} |")
-    return "\n".join(lines)
+        yield f"| {e.kind} | {e.attacks} | {' | '.join(cells)} |"
 
 
-def attack_table(base: Path, adapter: Path | None, prompts: Path, each: int = 4) -> str:
+def attack_table(base: Path, adapter: Path | None, prompts: Path, each: int = 3) -> str:
     """The table for ``docs/curation.md``: the judge of these folders on every attack."""
+    return table(_measured(base, adapter, prompts, each))
+
+
+def _measured(base: Path, adapter: Path | None, prompts: Path, each: int) -> Iterator[Effect]:
     rows = [json.loads(line) for line in prompts.read_text(encoding="utf-8").split("\n") if line.strip()]
     graded = [(str(row["prompt"]), float(row["difficulty"])) for row in rows]
-    return table(effects(Judge.load(base, adapter), graded, load_attacks(), each))
+    return effects(Judge.load(base, adapter), graded, load_attacks(), each)
 
 
 def main() -> None:
@@ -133,9 +139,10 @@ def main() -> None:
     parser.add_argument("--base", type=Path, required=True)
     parser.add_argument("--adapter", type=Path)
     parser.add_argument("--prompts", type=Path, required=True, help="JSON lines with prompt and difficulty")
-    parser.add_argument("--each", type=int, default=4, help="prompts that each attack is put on")
+    parser.add_argument("--each", type=int, default=3, help="prompts that each attack is put on")
     given = parser.parse_args()
-    print(attack_table(given.base, given.adapter, given.prompts, given.each))
+    for line in lines(_measured(given.base, given.adapter, given.prompts, given.each)):
+        print(line, flush=True)
 
 
 if __name__ == "__main__":
