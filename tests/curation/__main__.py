@@ -9,7 +9,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
-from tests.curation import decontamination, near_duplicates, reading, redaction, screening
+from tests.curation import decontamination, judge, near_duplicates, reading, redaction, screening
 from tests.curation.corpus import described, missing
 
 DOCUMENT = Path(__file__).parents[2] / "docs" / "curation.md"
@@ -19,6 +19,9 @@ TABLES: dict[str, Callable[[], str]] = {
     "decontamination": decontamination.table,
     "languages": reading.languages,
     "tokens": reading.tokens,
+    "judge": judge.figures,
+    "anchors": judge.anchors,
+    "attacks": judge.attacks,
     "screening": screening.table,
 }
 """Name in the document → function that measures and returns Markdown. Add a measurement here."""
