@@ -55,6 +55,8 @@ def own_settings_only(given: Settings) -> dict[str, Any]:
         "ingest": {"eval_share": 0.1},
         # The demo's judge is small, and may call most prompts one category: the cap must not keep the buffer empty.
         "buffer": {"capacity": 72, "eval_capacity": 24, "category_share": 0.8},
+        # Two a level are enough to see that the judge is one; each is rated before the first prompt.
+        "judge": {"anchors": 18},
         # Each record asks the judge three times: a small window, so that outcomes come steadily.
         "worker": {"window": 32, "drain_s": 3},
         # Short answers, and only for the members of the run: two cores write about 100 tokens a second.
