@@ -178,7 +178,7 @@ async def test_of_two_triggers_one_acts(client: Redis, namespace: str, tmp_path:
 async def test_a_request_that_was_decided_but_not_sent_is_sent_by_the_next_trigger(
     client: Redis, namespace: str, tmp_path: Path
 ) -> None:
-    bench = Bench(client, namespace, tmp_path, lease_s=1.1)
+    bench = Bench(client, namespace, tmp_path, lease_s=3)
     await bench.fill(0, 5)
     bench.producer.broken = True
     first = bench.trigger()
@@ -189,7 +189,7 @@ async def test_a_request_that_was_decided_but_not_sent_is_sent_by_the_next_trigg
     bench.producer.broken = False
     second = bench.trigger()
     assert await second.once() is None, "the dead one still holds the lease"
-    await asyncio.sleep(1.2)
+    await asyncio.sleep(3.1)
     await second.once()
     assert [request.run_id for request in bench.producer.sent] == [pending.run_id]
 
@@ -253,14 +253,14 @@ async def test_of_two_triggers_that_decide_at_once_the_one_with_the_lease_reques
 async def test_the_lease_is_kept_while_a_long_snapshot_is_written(
     client: Redis, namespace: str, tmp_path: Path
 ) -> None:
-    bench = Bench(client, namespace, tmp_path, lease_s=1.1)
+    bench = Bench(client, namespace, tmp_path, lease_s=3)
     await bench.fill(0, 5)
     second = bench.trigger()
     gate = bench.main = Gate(bench.main)
     first = asyncio.create_task(bench.trigger().once())
     await gate.reached.wait()
     for _ in range(8):
-        await asyncio.sleep(0.3)
+        await asyncio.sleep(0.8)
         assert await second.once() is None
     gate.open.set()
     await first
