@@ -18,6 +18,8 @@ from tests.chaos.system import ROLES, System, applied
 
 TICK_S = 0.5
 """The sender sends so often."""
+TRICKLE = 2
+"""Records that it sends each time even when it is ahead of the faults: some wait until a record is at a hop."""
 RECOVERY_S = 60.0
 """Longest wait for a sign of life after a fault."""
 STALLED_S = 120.0
@@ -119,7 +121,7 @@ class Drive:
 
 
 class Sender(threading.Thread):
-    """An app: it repeats what Kafka has not taken. Sends at an even rate, at most `allowed` of all at any time."""
+    """An app: it repeats what Kafka has not taken. Sends at an even rate; a trickle once it is ahead of the faults."""
 
     def __init__(self, system: System, values: Sequence[bytes], expected_s: float, parts: int) -> None:
         super().__init__(daemon=True)
@@ -146,7 +148,7 @@ class Sender(threading.Thread):
         at = 0
         while at < len(self._values):
             began = time.monotonic()
-            end = min(at + self._batch, int(len(self._values) * self._allowed) + 1)
+            end = max(at + TRICKLE, min(at + self._batch, int(len(self._values) * self._allowed)))
             batch = self._values[at:end]
             left = list(enumerate(batch, start=at))
             while left:
