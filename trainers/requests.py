@@ -9,7 +9,7 @@ from typing import Any
 
 import msgspec
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
-from kafka.errors import CommitFailedError, KafkaError
+from kafka.errors import KafkaError
 from kafka.structs import OffsetAndMetadata
 
 from streams.errors import Transient
@@ -23,10 +23,6 @@ log = logging.getLogger(__name__)
 POLL_MS = 500
 AGAIN_S = 5.0
 """Pause after an outage before Kafka is tried again."""
-REBALANCE_S = 30.0
-"""The group waits so long for a member that does not join again, and a member for the answer. kafka-python's 300 s are
-for consumers that work between two polls; this one polls twice a second (a dead letter that Kafka does not take holds
-it up for 20 s). When a broker lost the answer to a join, no run was begun for those 300 s."""
 BOOTSTRAP_MS = 10_000
 SEND_S = 10.0
 """A record is in Kafka within this, or it is tried again."""
@@ -44,7 +40,12 @@ class _Current:
 
 
 class Requests:
-    """Consumes `train.requests` in the caller's thread, one request at a time; publishes from any thread."""
+    """Consumes `train.requests` in the caller's thread, one request at a time; publishes from any thread.
+
+    Every trainer reads all partitions: the lease decides who runs, and what is over is over for all. The group only
+    keeps the offset, without members: a group whose join hangs (kafka-python waits for it without an end) or whose
+    broker has lost a leader would keep every trainer from its work.
+    """
 
     def __init__(self, settings: Settings, stop: threading.Event) -> None:
         self._kafka = settings.kafka
@@ -73,18 +74,18 @@ class Requests:
 
     def _session(self, start: Start, check: Callable[[], None]) -> None:
         consumer = KafkaConsumer(
-            self._topics.requests,
             bootstrap_servers=self._kafka.bootstrap,
             group_id=self._group,
             client_id=self._group,
             enable_auto_commit=False,
             auto_offset_reset="earliest",
-            session_timeout_ms=int(self._kafka.session_timeout_s * 1000),
-            heartbeat_interval_ms=int(self._kafka.session_timeout_s * 1000 / 5),
-            max_poll_interval_ms=int(max(REBALANCE_S, self._kafka.session_timeout_s) * 1000),
             bootstrap_timeout_ms=BOOTSTRAP_MS,
         )
         try:
+            partitions = consumer.partitions_for_topic(self._topics.requests)
+            if not partitions:
+                raise Transient(f"no partitions of {self._topics.requests}")
+            consumer.assign([TopicPartition(self._topics.requests, number) for number in sorted(partitions)])
             if self._current is not None and self._current.run.done():
                 self._current = None  # its request comes again, and is over at once
             while not self._stop.is_set():
@@ -99,7 +100,7 @@ class Requests:
 
     def _take(self, consumer: Any, partition: TopicPartition, record: Any, start: Start) -> None:
         if self._current is not None:
-            # A rebalance or a new connection forgot that the partition is paused.
+            # A new connection forgot that the partition is paused.
             if (self._current.partition, self._current.offset) != (partition, record.offset):
                 consumer.seek(partition, record.offset)
             consumer.pause(partition)
@@ -124,10 +125,7 @@ class Requests:
         consumer.resume(*consumer.paused())
 
     def _commit(self, consumer: Any, partition: TopicPartition, offset: int) -> None:
-        try:
-            consumer.commit({partition: OffsetAndMetadata(offset + 1, "", -1)})
-        except CommitFailedError as error:
-            log.warning("%s: the partition moved; its new owner commits offset %d: %s", partition.topic, offset, error)
+        consumer.commit({partition: OffsetAndMetadata(offset + 1, "", -1)})
 
     def _bury(self, record: Any, error: str) -> None:
         letter = DeadLetter(
