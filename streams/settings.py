@@ -293,7 +293,7 @@ class TrainingSettings(Section):
     work_dir: Path = Path("var/runs")
     """Checkpoints and logs of runs."""
     group: str = "haypile-trainer"
-    """Consumer group of the trainers."""
+    """Group under which the trainers keep how far `train.requests` is done; it has no members."""
 
 
 class ServingSettings(Section):

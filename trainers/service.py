@@ -1,6 +1,6 @@
 """`haypile trainer`: takes requests from `train.requests`, does one run at a time, commits when it is over.
 
-Two threads. The caller's owns Kafka and does nothing but poll, so that the group's heartbeats never wait for a run. The
+Two threads. The caller's owns Kafka and does nothing but poll, so that stopping and Kafka's outages never wait for a run. The
 other runs asyncio: the run, the lease that keeps two trainers apart, and the reconciler that gives a server the
 champion that it has lost.
 
