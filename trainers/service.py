@@ -1,8 +1,8 @@
 """`haypile trainer`: takes requests from `train.requests`, does one run at a time, commits when it is over.
 
-Two threads. The caller's owns Kafka and does nothing but poll, so that stopping and Kafka's outages never wait for a run. The
-other runs asyncio: the run, the lease that keeps two trainers apart, and the reconciler that gives a server the
-champion that it has lost.
+Two threads. The caller's owns Kafka and does nothing but poll, so that neither a stop nor an outage of Kafka waits for
+a run. The other runs asyncio: the run, the lease that keeps two trainers apart, and the reconciler that gives a server
+the champion that it has lost.
 
 An offset is committed only when its run is final. A trainer that is ended or killed leaves the request uncommitted;
 whoever gets it next goes on from the run's folder.

@@ -243,10 +243,6 @@ class System:
         with self._lock:
             self.down.discard(name)
             if ROLES[name] == "trainer":
-                if not self.external:
-                    # A group each: Tansu 0.6 never gives a group another leader when the one it has is killed while
-                    # the others join. So both get every request, and only the lease keeps them apart.
-                    environ["HAYPILE_TRAINING__GROUP"] += f"-{name}"
                 environ["HAYPILE_TRAINER_METRICS_PORT"] = str(port := free_port())
                 process = Process(["-m", "tests.support.fake_training"], self.folder / f"{name}.log", environ)
                 process.metrics_port = port
