@@ -30,7 +30,7 @@ from streams.errors import InvalidRecord, Transient
 from streams.metrics import Metrics
 from streams.producer import Producer
 from streams.records import CuratedOutcome, ScoredPrompt, accepted, decode
-from streams.retry import OutageLog, patiently
+from streams.retry import QUIET_S, OutageLog, patiently
 from streams.settings import BufferSettings, KafkaSettings
 from streams.topics import Topics
 
@@ -214,8 +214,11 @@ class Log:
             consumer.assign([tp])
             start = max(first, (await consumer.beginning_offsets([tp]))[tp])
             consumer.seek(tp, start)
+            moved = time.monotonic()
             while start < end:
                 batches = await consumer.getmany(tp, timeout_ms=1000, max_records=BATCH)
+                if not batches and time.monotonic() - moved > QUIET_S:
+                    raise Transient(f"Kafka at {self._kafka.bootstrap}: nothing of {self._topic} in {QUIET_S:g} s")
                 messages = [m for m in batches.get(tp, []) if m.offset < end]
                 if messages:
                     yield [read_scored(partition, m.offset, m.value or b"") for m in messages]
@@ -224,6 +227,8 @@ class Log:
                 high = consumer.highwater(tp)
                 if not batches and high is not None and start >= high:
                     break
+                if batches:
+                    moved = time.monotonic()
         except (KafkaError, OSError) as error:
             raise Transient(f"Kafka at {self._kafka.bootstrap}: cannot read {self._topic} again ({error!r})") from None
         finally:

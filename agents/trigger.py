@@ -24,7 +24,7 @@ from streams.lease import Lease
 from streams.metrics import Metrics
 from streams.producer import Producer
 from streams.records import TrainEvent, TrainRequest, decode
-from streams.retry import OutageLog
+from streams.retry import QUIET_S, OutageLog
 from streams.settings import KafkaSettings, Settings
 from streams.snapshots import SnapshotError, write_snapshot
 from streams.topics import Topics
@@ -47,31 +47,42 @@ class EndedRuns:
     async def read(self) -> set[str]:
         """Run ids whose run is final, by all events up to now. Raises `Transient`."""
         try:
-            if self._consumer is None:
-                consumer = AIOKafkaConsumer(bootstrap_servers=self._kafka.bootstrap, enable_auto_commit=False)
-                await consumer.start()
-                self._consumer = consumer
-                tp = TopicPartition(self._topic, 0)
-                consumer.assign([tp])
-                await consumer.seek_to_beginning(tp)
-            [tp] = self._consumer.assignment()
-            while True:
-                batches = await self._consumer.getmany(tp, timeout_ms=1000)
-                for message in batches.get(tp, []):
-                    self._take(message.value or b"")
-                high = self._consumer.highwater(tp)
-                if not batches and high is not None and await self._consumer.position(tp) >= high:
-                    break
+            # A consumer whose connection was cut may wait for ever; a new one does not. TimeoutError is an OSError.
+            async with asyncio.timeout(QUIET_S) as patience:
+                await self._read(lambda: patience.reschedule(asyncio.get_running_loop().time() + QUIET_S))
         except (KafkaError, OSError) as error:
             await self.close()
             raise Transient(f"Kafka at {self._kafka.bootstrap}: cannot read {self._topic} ({error!r})") from None
         return self._ended
 
+    async def _read(self, progress: Callable[[], None]) -> None:
+        if self._consumer is None:
+            consumer = AIOKafkaConsumer(bootstrap_servers=self._kafka.bootstrap, enable_auto_commit=False)
+            self._consumer = consumer
+            await consumer.start()
+            tp = TopicPartition(self._topic, 0)
+            consumer.assign([tp])
+            await consumer.seek_to_beginning(tp)
+        [tp] = self._consumer.assignment()
+        while True:
+            batches = await self._consumer.getmany(tp, timeout_ms=1000)
+            for message in batches.get(tp, []):
+                self._take(message.value or b"")
+            if batches:
+                progress()
+                continue
+            high = self._consumer.highwater(tp)
+            if high is not None and await self._consumer.position(tp) >= high:
+                return
+
     async def close(self) -> None:
         """Ends the consumer."""
         consumer, self._consumer = self._consumer, None
         if consumer is not None:
-            await consumer.stop()
+            try:
+                await asyncio.wait_for(consumer.stop(), QUIET_S)
+            except TimeoutError:
+                log.warning("%s: the consumer did not end in %g s", self._topic, QUIET_S)
 
     def _take(self, value: bytes) -> None:
         try:

@@ -15,6 +15,9 @@ log = logging.getLogger(__name__)
 FIRST_S = 0.1
 CAP_S = 5.0
 """Longest pause: so that work goes on within seconds of a dependency's return."""
+QUIET_S = 15.0
+"""So long nothing may come from Kafka while there is more to read; then the connection is made anew: aiokafka's
+consumer, cut off from the only broker it knows, may wait for ever."""
 
 
 async def patiently(attempt: Callable[[], Awaitable[T]], on_wait: Callable[[Transient], None] | None = None) -> T:
