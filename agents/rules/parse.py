@@ -12,9 +12,7 @@ MAX_ID = 200
 """Characters of a given id: it becomes part of Redis keys and log lines."""
 
 
-def parse(
-    value: bytes, *, topic: str, partition: int, offset: int, broker_ms: int, max_bytes: int, prompt_id: str = ""
-) -> AcceptedPrompt:
+def parse(value: bytes, *, topic: str, partition: int, offset: int, broker_ms: int, max_bytes: int) -> AcceptedPrompt:
     """The record in `value`. Raises `InvalidRecord` with one of the codes `empty`, `too_large`, `not_utf8`, `not_json`,
     `lone_surrogate`, `wrong_type`, `no_prompt`, `bad_messages`, `bad_id`, `bad_ts`, `bad_feedback`.
 
@@ -27,7 +25,7 @@ def parse(
     raw = _decode(value)
     return AcceptedPrompt(
         id=_id(raw.id, f"{topic}:{partition}:{offset}"),
-        prompt_id=prompt_id,
+        prompt_id="",  # of the normalised conversation: `ingest` sets it
         messages=_messages(raw),
         ts=min(_time(raw.ts, broker_ms), broker_ms),
         user_id=raw.user_id,
