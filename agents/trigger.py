@@ -19,6 +19,7 @@ from aiokafka.errors import KafkaError
 
 from agents.rules.policy import DAY_MS, Decision, PolicyState, decide
 from streams.buffer.base import Buffer, BufferStats
+from streams.cancel import end
 from streams.errors import Transient
 from streams.lease import Lease
 from streams.metrics import Metrics
@@ -195,8 +196,7 @@ class Trigger:
         try:
             yield
         finally:
-            keeper.cancel()
-            await asyncio.gather(keeper, return_exceptions=True)
+            await end([keeper])
 
     async def _keep_lease(self) -> None:
         # A failure is left to the fencing number: what is written under an older one is refused.

@@ -34,6 +34,7 @@ from deploy.observer import Observer
 from streams.app import Hops, create_app
 from streams.buffer.base import Buffer, rules
 from streams.buffer.redis_generations import RedisGenerations
+from streams.cancel import end
 from streams.errors import Fatal, HaypileError, SettingsError, Transient
 from streams.judge import Judge
 from streams.lease import Lease
@@ -82,7 +83,7 @@ class _Worker:
         await asyncio.wait({body, stopped}, return_when=asyncio.FIRST_COMPLETED)
         if not body.done():  # `_body` ends by itself once it runs; one that still waits for a dependency is cancelled
             await asyncio.wait({body}, timeout=self.settings.worker.drain_s * 2 + 10)
-            body.cancel()
+            await end([body], self.settings.worker.drain_s * 2 + 10)
         stopped.cancel()
         try:
             await body
@@ -291,9 +292,7 @@ class _Worker:
             if hops is not None:
                 await hops.app.stop()
             await chores_end
-            for task in tasks:
-                task.cancel()
-            await asyncio.gather(*tasks, return_exceptions=True)
+            await end(tasks)
             log.info("worker ended")
 
     async def _until_stopped(self, hops: Hops | None) -> None:

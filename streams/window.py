@@ -16,6 +16,8 @@ from collections import deque
 from collections.abc import Awaitable, Callable, Hashable
 from typing import Generic, TypeVar
 
+from streams.cancel import end
+
 E = TypeVar("E")
 log = logging.getLogger(__name__)
 
@@ -103,10 +105,7 @@ class OrderedWindow(Generic[E]):
             late: set[asyncio.Task[None]] = set()
             if self._tasks:
                 _, late = await asyncio.wait(set(self._tasks), timeout=deadline_s)
-            for task in late:
-                task.cancel()
-            if late:
-                await asyncio.wait(late)
+            await end(late)
             abandoned = self.in_flight
             self._lanes.clear()
             for _ in range(abandoned):

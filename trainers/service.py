@@ -21,6 +21,7 @@ from typing import Any, Self, TypeVar
 import msgspec
 from prometheus_client import CollectorRegistry, start_http_server
 
+from streams.cancel import end
 from streams.errors import Fatal, HaypileError, InvalidRecord, SettingsError, Transient
 from streams.judge import Judge
 from streams.lease import Lease
@@ -30,6 +31,7 @@ from streams.retry import OutageLog, patiently
 from streams.rewards import Rewarder
 from streams.settings import Settings
 from streams.vllm import VllmPool
+from trainers.launch import TERM_S
 from trainers.metrics import TrainerMetrics
 from trainers.promotion import Servers
 from trainers.recipe import Recipe, load_recipe
@@ -107,9 +109,7 @@ class _Loop:
 
         async def cancel_all() -> None:
             others = asyncio.all_tasks() - {asyncio.current_task()}
-            for task in others:
-                task.cancel()
-            await asyncio.gather(*others, return_exceptions=True)
+            await end(others, 2 * TERM_S)
 
         self.start(cancel_all()).result()
 
@@ -181,9 +181,8 @@ class _Trainer:
                 raise LeaseLost("the lease is lost: another trainer goes on with it")
             await work
         finally:
-            for task in (work, keeper):
-                task.cancel()
-            await asyncio.gather(work, keeper, return_exceptions=True)
+            await end([keeper])
+            await end([work], 2 * TERM_S)  # it waits so long for the training process at most
 
     async def _still_ours(self) -> None:
         if not await self._lease.renew():
