@@ -61,7 +61,7 @@ class Screen:
         self._metrics = metrics
         # Punctuation counts: formulas and code are made of it.
         self._vectorizer = HashingVectorizer(n_features=FEATURES, ngram_range=(1, 2), token_pattern=r"\w+|[^\w\s]")
-        self._model = SGDRegressor(alpha=1e-6, learning_rate="constant", eta0=STEP)
+        self._model = SGDRegressor(alpha=1e-6, learning_rate="constant", eta0=STEP, random_state=0)
         self._margin = Margin(settings.quantile, settings.warmup)
         self._recall = Recall(settings.min_recall)
         self._learned = 0

@@ -29,7 +29,7 @@ def corpus() -> dict[str, tuple[str, ...]]:
     found = {}
     for name, (file, field) in (OWN | LABELLED).items():
         if file.exists():
-            texts = list(dict.fromkeys(str(row[field]) for row in _rows(file) if isinstance(row.get(field), str)))
+            texts = list(dict.fromkeys(str(row[field]) for row in rows_of(file) if isinstance(row.get(field), str)))
             random.Random(1).shuffle(texts)
             found[name] = tuple(texts[:MOST])
     return found
@@ -47,7 +47,8 @@ def described() -> str:
     return f"{sum(map(len, corpus().values()))} prompts ({sizes}{left_out})"
 
 
-def _rows(file: Path) -> Iterator[dict[str, Any]]:
+def rows_of(file: Path) -> Iterator[dict[str, Any]]:
+    """Rows of a JSON file (a list) or of JSON lines."""
     with file.open(encoding="utf-8") as lines:
         if file.suffix == ".json":
             yield from json.load(lines)

@@ -1,15 +1,13 @@
 """Cheap first, dear second: the judge's calls saved, against the share of the true top-k that is kept.
 
-The demo's judge (SmolLM2 with its adapter, in this process) rates a draw of all sets once, about ten minutes on two
-cores; the ratings are kept beside the environments, by adapter. Then the stream of them passes through `agents.screen`.
+The demo's judge rates a draw of all sets once, about ten minutes on two cores. Then the stream of them passes through
+`agents.screen`.
 """
 
 import hashlib
 import heapq
-import json
 import random
 from collections.abc import Sequence
-from pathlib import Path
 
 from prometheus_client import CollectorRegistry
 
@@ -19,17 +17,15 @@ from streams.intervals import wilson
 from streams.metrics import Metrics
 from streams.records import AcceptedPrompt, Message
 from streams.settings import BufferSettings, ScreenSettings
-from tests.curation.corpus import ROOT, corpus
+from tests.curation.corpus import corpus
+from tests.curation.rated import difficulties
 
-ADAPTER = ROOT / "trainers/judges/demo"
 PROMPTS = 1200
 TOP = 120
 """k: the buffer holds a tenth of the stream."""
 WARMUP = 250
 """Less than the default, as the stream is short."""
 QUANTILES = (0.6, 0.8, 0.9, 0.95, 0.99)
-MAX_CHARS = 600
-"""The judge sees this much of a prompt, as in its training."""
 
 
 def table() -> str:
@@ -79,22 +75,4 @@ def ratings() -> list[tuple[str, float]]:
     """(text, the judge's difficulty) of a fixed draw of all sets, shuffled."""
     texts = [text for name, texts in sorted(corpus().items()) for text in texts]
     texts = random.Random(3).sample(texts, min(PROMPTS, len(texts)))
-    weights = hashlib.sha256((ADAPTER / "adapter_model.safetensors").read_bytes()).hexdigest()[:12]
-    kept = ROOT / "var/curation" / f"ratings-{weights}-{MAX_CHARS}.json"
-    known = dict(json.loads(kept.read_text("utf-8"))) if kept.exists() else {}
-    missing = [text for text in texts if text not in known]
-    if missing:
-        known |= zip(missing, _rate(missing), strict=True)
-        kept.parent.mkdir(parents=True, exist_ok=True)
-        kept.write_text(json.dumps(list(known.items())), "utf-8")
-    return [(text, known[text]) for text in texts]
-
-
-def _rate(texts: Sequence[str]) -> list[float]:
-    from streams.rubric import Question
-    from trainers.base_model import prepare_smollm2
-    from trainers.judge import Judge
-
-    judge = Judge.load(prepare_smollm2(Path(ROOT / "var/local/base")), ADAPTER)
-    found = judge.rate(texts, [Question.difficulty], MAX_CHARS)
-    return [readings[Question.difficulty].value for readings in found]
+    return list(zip(texts, difficulties(texts), strict=True))
