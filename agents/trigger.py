@@ -243,6 +243,8 @@ class Trigger:
                 log.warning("trigger: the lease was lost while the snapshot was written: run %s is not made", run_id)
             case "paused":
                 log.info("trigger: training was paused while the snapshot was written: run %s is not made", run_id)
+            case "withdrawn":
+                log.info("trigger: it was taken back while the snapshot was written: run %s is not made", run_id)
 
     async def _publish(self, state: TrainingState, fencing: int) -> None:
         request = state.pending

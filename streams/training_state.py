@@ -24,10 +24,11 @@ return 1
 
 # KEYS: the state, open requests (hash: id → JSON).
 # ARGV: fencing number, JSON of the state, now (epoch milliseconds), ids of the requests that this run is for.
-# Returns what `decided` says. A pause that came after the decision counts, and takes nothing off.
+# Returns what `decided` says. A client whose answer was lost calls again: what is stored is stored.
 DECIDED = """
 local newest = tonumber(redis.call('HGET', KEYS[1], 'fencing') or 0)
 if tonumber(ARGV[1]) < newest then return 'stale' end
+if redis.call('HGET', KEYS[1], 'state') == ARGV[2] then return 'stored' end
 local pause = redis.call('HGET', KEYS[1], 'pause')
 if pause then
   local ends = cjson.decode(pause).until_ms
@@ -35,9 +36,10 @@ if pause then
 end
 local ids = {}
 for i = 4, #ARGV do
+  if redis.call('HEXISTS', KEYS[2], ARGV[i]) == 0 then return 'withdrawn' end
   ids[#ids + 1] = ARGV[i]
-  redis.call('HDEL', KEYS[2], ARGV[i])
 end
+for _, id in ipairs(ids) do redis.call('HDEL', KEYS[2], id) end
 redis.call('HSET', KEYS[1], 'fencing', ARGV[1], 'state', ARGV[2], 'taken', table.concat(ids, ' '))
 return 'stored'
 """
@@ -49,6 +51,8 @@ if tonumber(ARGV[1]) < newest then return nil end
 redis.call('HSET', KEYS[1], 'fencing', ARGV[1])
 return redis.call('HGET', KEYS[1], 'state') or ''
 """
+
+Stored = Literal["stored", "stale", "paused", "withdrawn"]
 
 
 class TrainingState(msgspec.Struct, kw_only=True):
@@ -118,20 +122,13 @@ class TrainingStateStore:
         with translate(self._client):
             return bool(await self._save(keys=[self._key], args=[fencing, msgspec.json.encode(state)]))
 
-    async def decided(
-        self, state: TrainingState, fencing: int, now_ms: int, taken: Sequence[str]
-    ) -> Literal["stored", "stale", "paused"]:
+    async def decided(self, state: TrainingState, fencing: int, now_ms: int, taken: Sequence[str]) -> Stored:
         """Store a state with a new run pending, and in the same call take off the requests that the run is for.
 
-        Nothing changes when a higher fencing number has written already (`stale`), or when an operator has paused
-        training since the decision (`paused`).
+        Nothing changes when a higher fencing number has written already (`stale`), and when an operator has paused
+        training (`paused`) or taken one of the requests back (`withdrawn`) since the decision.
         """
         arguments: list[int | bytes | str] = [fencing, msgspec.json.encode(state), now_ms, *taken]
         with translate(self._client):
             said = await self._decided(keys=[self._key, self._asked], args=arguments)
-        answers: dict[bytes, Literal["stored", "stale", "paused"]] = {
-            b"stored": "stored",
-            b"stale": "stale",
-            b"paused": "paused",
-        }
-        return answers[said]
+        return msgspec.convert(said.decode(), Stored)  # type: ignore[no-any-return]

@@ -12,10 +12,11 @@ from typer.testing import CliRunner
 from deploy.cli import app
 from streams.buffer.base import BufferRules, Offer
 from streams.buffer.redis import RedisBuffer
-from streams.records import Candidate, Message, ScoredPrompt, TrainEvent, encode
+from streams.records import Candidate, Message, Phase, ScoredPrompt, TrainEvent, encode
 from streams.redis_client import connect
 from streams.settings import RedisSettings
 from streams.snapshots import read_manifest
+from streams.training_orders import TrainingOrders
 from streams.training_state import TrainingStateStore
 from tests.support.stack import Process, Topics, Worker, wait_for
 
@@ -61,14 +62,17 @@ def fill(redis_url: str, namespace: str) -> None:
     asyncio.run(offer())
 
 
-def pending(redis_url: str, namespace: str) -> str | None:
-    async def load() -> str | None:
+def left(redis_url: str, namespace: str) -> tuple[int, str | None]:
+    """How many requests are open, and the run that is stored and not sent."""
+
+    async def read() -> tuple[int, str | None]:
         client = connect(RedisSettings(url=redis_url))
         request = (await TrainingStateStore(client, namespace).load()).pending
+        asked = (await TrainingOrders(client, namespace).read()).asked
         await client.aclose()
-        return None if request is None else request.run_id
+        return len(asked), None if request is None else request.run_id
 
-    return asyncio.run(load())
+    return asyncio.run(read())
 
 
 def test_one_run_is_made_of_a_request_through_a_pause_and_two_kills(
@@ -85,9 +89,6 @@ def test_one_run_is_made_of_a_request_through_a_pause_and_two_kills(
     def requests() -> list[Any]:
         return topics.json(topics.names.requests)
 
-    def asked() -> list[Any]:
-        return list(haypile("status")["training"]["asked"])
-
     paused = haypile("pause", "--reason", "the GPUs move", "--until", "3d")
     said = haypile("train", "--now", "--reason", "after the move")
     assert [condition["name"] for condition in said["waits_for"]] == ["not_paused"]
@@ -98,25 +99,19 @@ def test_one_run_is_made_of_a_request_through_a_pause_and_two_kills(
     assert [run["reason"] for run in status["asked"]] == ["after the move"]
     assert status["lines"][0].startswith("paused by ")
 
-    waiting = Worker(tmp_path, "waiting", "trigger", environ)
-    try:
-        decided = 'haypile_trigger_condition{condition="not_paused"}'
-        wait_for("a decision", lambda: waiting.metrics().get(decided) == 0)
-        assert waiting.terminate(20) == 0
-    finally:
-        waiting.kill()
-    assert requests() == []
     assert haypile("resume")["ended"] == paused
 
-    for step, left in (("before", 1), ("after", 0)):
+    for step in ("before", "after"):
+        assert left(redis_url, namespace) == (1, None)
         killed = Process(["-m", "tests.support.killed_trigger", step], tmp_path / f"{step}.log", environ)
         try:
             assert killed.popen.wait(60) == -9, killed.text()
         finally:
             killed.kill()
-        assert requests() == []
-        assert len(asked()) == left
-    run_id = pending(redis_url, namespace)
+    assert requests() == []
+    asked, run_id = left(redis_url, namespace)
+    assert asked == 0
+    assert run_id
 
     worker = Worker(tmp_path, "worker", "trigger", environ)
     try:
@@ -129,20 +124,20 @@ def test_one_run_is_made_of_a_request_through_a_pause_and_two_kills(
         assert haypile("train", "--dry-run")["blocked_by"] == ["members", "cooldown_s", "no_run_in_progress"]
 
         now = int(time.time() * 1000)
-        events = [("queued", now - 7_200_000), ("sft", now - 7_000_000), ("done", now - 3_600_000)]
-        for phase, ts in events:
-            topics.send([encode(TrainEvent(run_id=run_id or "", phase=phase, ts=ts))], topics.names.events)  # type: ignore[arg-type]
+        phases: list[tuple[Phase, int]] = [("queued", now - 7_200_000), ("done", now - 3_600_000)]
+        for phase, ts in phases:
+            topics.send([encode(TrainEvent(run_id=run_id, phase=phase, ts=ts))], topics.names.events)
         ended = 'haypile_trigger_condition{condition="no_run_in_progress"}'
-        wait_for("the end of the run", lambda: worker.metrics()[ended] == 1)
+        wait_for("the end of the run", lambda: worker.metrics().get(ended) == 1)
         assert worker.metrics()['haypile_trigger_value{condition="trainer_hours_last_day"}'] == 1
         assert haypile("train", "--dry-run")["blocked_by"] == ["members", "cooldown_s"]
 
         haypile("pause")
         haypile("train", "--now")
-        wait_for("a look", lambda: worker.metrics()['haypile_trigger_condition{condition="asked"}'] == 1)
+        wait_for("a look", lambda: worker.metrics().get('haypile_trigger_condition{condition="asked"}') == 1)
         assert len(haypile("train", "--cancel")["withdrawn"]) == 1
         haypile("resume")
-        wait_for("a look", lambda: worker.metrics()['haypile_trigger_condition{condition="not_paused"}'] == 1)
+        wait_for("a look", lambda: worker.metrics().get('haypile_trigger_condition{condition="not_paused"}') == 1)
         assert [request["run_id"] for request in requests()] == [run_id]
         assert worker.terminate(20) == 0
     finally:

@@ -80,6 +80,26 @@ async def test_a_decided_run_takes_off_what_it_is_for_and_nothing_else(
     assert (await orders.read()).asked == [late]
 
 
+async def test_what_was_taken_back_after_the_decision_is_not_made(client: redis.asyncio.Redis, namespace: str) -> None:
+    orders, store = TrainingOrders(client, namespace), TrainingStateStore(client, namespace)
+    kept = AskedRun(id="b", at_ms=2)
+    await orders.ask(kept)
+    assert await store.decided(RUN, 3, NOW, ["a", kept.id]) == "withdrawn"
+    assert (await store.load(), (await orders.read()).asked) == (TrainingState(), [kept])
+
+
+async def test_a_stored_run_stays_stored_when_the_call_is_repeated_in_a_pause(
+    client: redis.asyncio.Redis, namespace: str
+) -> None:
+    orders, store = TrainingOrders(client, namespace), TrainingStateStore(client, namespace)
+    assert await store.decided(RUN, 3, NOW, []) == "stored"
+    await orders.pause(Pause(since_ms=1))
+    assert await store.decided(RUN, 3, NOW, []) == "stored"
+    other = TrainingState(last_run_id="r2")
+    assert await store.decided(other, 3, NOW, []) == "paused"
+    assert await store.load() == RUN
+
+
 async def test_a_trigger_without_the_lease_takes_nothing_off(client: redis.asyncio.Redis, namespace: str) -> None:
     orders, store = TrainingOrders(client, namespace), TrainingStateStore(client, namespace)
     run = AskedRun(id="a", at_ms=1)
