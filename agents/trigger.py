@@ -2,118 +2,69 @@
 
 Exactly one trigger acts: it holds a lease with a fencing number. A run is decided in three steps, each of which can be
 repeated after a kill: the snapshot (published by rename), the request in the training state (written only under the
-newest fencing number), the request in `train.requests` (the trainer takes a run id once).
+newest fencing number, and only while nobody has paused training), the request in `train.requests` (the trainer takes a
+run id once). A run that an operator asked for goes the same way; what was asked is taken off in the second step.
 """
 
 import asyncio
 import logging
 import time
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Mapping
 from contextlib import asynccontextmanager
 from datetime import UTC, datetime
 from typing import Any
 
 import msgspec
-from aiokafka import AIOKafkaConsumer, TopicPartition
-from aiokafka.errors import KafkaError
 
-from agents.rules.policy import DAY_MS, Decision, PolicyState, decide
+from agents.rules.policy import Decision, PolicyState, decide
 from streams.buffer.base import Buffer, BufferStats
 from streams.cancel import end
 from streams.errors import Transient
 from streams.lease import Lease
 from streams.metrics import Metrics
 from streams.producer import Producer
-from streams.records import TrainEvent, TrainRequest, decode
-from streams.retry import QUIET_S, OutageLog
-from streams.settings import KafkaSettings, Settings
+from streams.records import TrainRequest
+from streams.retry import OutageLog
+from streams.run_history import RunHistory, RunSpan
+from streams.settings import Settings
 from streams.snapshots import SnapshotError, write_snapshot
+from streams.timetable import DAY_MS
 from streams.topics import Topics
+from streams.training_orders import AskedRun, Orders, TrainingOrders
 from streams.training_state import TrainingState, TrainingStateStore
 
 log = logging.getLogger(__name__)
 
-FINAL = ("done", "failed", "rejected")
 
-
-class EndedRuns:
-    """Which runs have ended: all of `train.events`, read outside of any consumer group."""
-
-    def __init__(self, kafka: KafkaSettings, topics: Topics) -> None:
-        self._kafka = kafka
-        self._topic = topics.events
-        self._consumer: AIOKafkaConsumer | None = None
-        self._ended: set[str] = set()
-
-    async def read(self) -> set[str]:
-        """Run ids whose run is final, by all events up to now. Raises `Transient`."""
-        try:
-            # A consumer whose connection was cut may wait for ever; a new one does not. TimeoutError is an OSError.
-            async with asyncio.timeout(QUIET_S) as patience:
-                await self._read(lambda: patience.reschedule(asyncio.get_running_loop().time() + QUIET_S))
-        except (KafkaError, OSError) as error:
-            await self.close()
-            raise Transient(f"Kafka at {self._kafka.bootstrap}: cannot read {self._topic} ({error!r})") from None
-        return self._ended
-
-    async def _read(self, progress: Callable[[], None]) -> None:
-        if self._consumer is None:
-            consumer = AIOKafkaConsumer(bootstrap_servers=self._kafka.bootstrap, enable_auto_commit=False)
-            self._consumer = consumer
-            await consumer.start()
-            tp = TopicPartition(self._topic, 0)
-            consumer.assign([tp])
-            await consumer.seek_to_beginning(tp)
-        [tp] = self._consumer.assignment()
-        while True:
-            batches = await self._consumer.getmany(tp, timeout_ms=1000)
-            for message in batches.get(tp, []):
-                self._take(message.value or b"")
-            if batches:
-                progress()
-                continue
-            high = self._consumer.highwater(tp)
-            if high is not None and await self._consumer.position(tp) >= high:
-                return
-
-    async def close(self) -> None:
-        """Ends the consumer."""
-        consumer, self._consumer = self._consumer, None
-        if consumer is not None:
-            try:
-                await asyncio.wait_for(consumer.stop(), QUIET_S)
-            except TimeoutError:
-                log.warning("%s: the consumer did not end in %g s", self._topic, QUIET_S)
-
-    def _take(self, value: bytes) -> None:
-        try:
-            event = decode(TrainEvent, value)
-        except msgspec.MsgspecError as error:
-            log.warning("%s: an event that cannot be read is passed over: %s", self._topic, error)
-            return
-        if event.phase in FINAL:
-            self._ended.add(event.run_id)
-
-
-def policy_state(stats: BufferStats, state: TrainingState, running: bool, now_ms: int) -> PolicyState:
-    """What the policy looks at, from the buffer and from what the trigger remembers."""
+def policy_state(
+    stats: BufferStats, state: TrainingState, runs: Mapping[str, RunSpan], orders: Orders, now_ms: int
+) -> PolicyState:
+    """What the policy looks at: the buffer, what the trigger remembers, what became of runs, what operators ask."""
+    running = state.last_run_id if is_running(state, runs) else None
+    pause = orders.pause if orders.pause is not None and orders.pause.holds(now_ms) else None
     return PolicyState(
         members=stats.size,
         answered=stats.answered,
         admitted_total=stats.admitted_total,
         admitted_at_last_run=state.admitted_total_at_last_run,
         last_run_ms=state.last_run_at_ms,
-        runs_last_day=sum(1 for started in state.runs_ms if started > now_ms - DAY_MS),
+        watched_since_ms=state.watched_since_ms,
+        runs_ms=state.runs_ms,
+        trained_ms=[(run.first_ms, now_ms if run_id == running else run.last_ms) for run_id, run in runs.items()],
         running=running,
         histogram=stats.histogram,
         histogram_at_last_run=state.histogram_at_last_run if state.judge_at_last_run == stats.judge else None,
-        paused=state.paused,
+        asked=[asked_by(run) for run in orders.asked],
+        paused=None if pause is None else _signed(pause.reason, pause.by),
+        paused_until_ms=None if pause is None else pause.until_ms,
     )
 
 
-def is_running(state: TrainingState, ended: set[str]) -> bool:
+def is_running(state: TrainingState, runs: Mapping[str, RunSpan]) -> bool:
     """Whether the last request's run has not ended."""
-    return state.last_run_id is not None and state.last_run_id not in ended
+    if state.last_run_id is None or state.last_run_ended:
+        return False
+    return state.last_run_id not in runs or not runs[state.last_run_id].ended
 
 
 def not_ahead(state: TrainingState, now_ms: int) -> None:
@@ -123,7 +74,18 @@ def not_ahead(state: TrainingState, now_ms: int) -> None:
     """
     if state.last_run_at_ms is not None:
         state.last_run_at_ms = min(state.last_run_at_ms, now_ms)
+    if state.watched_since_ms is not None:
+        state.watched_since_ms = min(state.watched_since_ms, now_ms)
     state.runs_ms = [min(started, now_ms) for started in state.runs_ms]
+
+
+def asked_by(run: AskedRun) -> str:
+    """The reason that a run's request gives."""
+    return f"asked: {_signed(run.reason, run.by)}"
+
+
+def _signed(reason: str, by: str) -> str:
+    return f"{reason} ({by})" if reason else f"by {by}"
 
 
 class Trigger:
@@ -138,7 +100,8 @@ class Trigger:
         held_out: Buffer,
         store: TrainingStateStore,
         lease: Lease,
-        ended: EndedRuns,
+        orders: TrainingOrders,
+        history: RunHistory,
         base_model: str,
         champion: Callable[[], str | None],
         producer: Producer,
@@ -151,12 +114,15 @@ class Trigger:
         self._held_out = held_out
         self._store = store
         self._lease = lease
-        self._ended = ended
+        self._orders = orders
+        self._history = history
         self._base_model = base_model
         self._champion = champion
         self._producer = producer
         self._metrics = metrics
         self._now_ms = now_ms
+        self._changing: set[str] = set()
+        """Conditions for which the metrics say when they change."""
         self._outage = OutageLog("trigger", time.monotonic, metrics.health)
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -174,7 +140,7 @@ class Trigger:
                 except TimeoutError:
                     pass
         finally:
-            await self._ended.close()
+            await self._history.close()
             try:
                 await self._lease.release()
             except Transient as error:
@@ -185,6 +151,7 @@ class Trigger:
         fencing = await self._lease.hold()
         self._metrics.trigger_leader.set(fencing is not None)
         if fencing is None:
+            self._show(None)
             return None
         async with self._lease_kept():
             return await self._decide(fencing)
@@ -213,22 +180,32 @@ class Trigger:
             return None
         if state.pending is not None:
             await self._publish(state, fencing)  # a trigger died between its decision and its request
-        running = is_running(state, await self._ended.read())
+        runs = await self._history.read()
+        orders = await self._orders.read()  # before the snapshot is begun: what is asked for after it is not in it
         stats = await self._main.stats()
         now = self._now_ms()
         not_ahead(state, now)
-        decision = decide(self._settings.trigger, policy_state(stats, state, running, now), now)
+        if state.watched_since_ms is None:
+            state.watched_since_ms = now
+        state.last_run_ended = state.last_run_id is not None and not is_running(state, runs)
+        decision = decide(self._settings.trigger, policy_state(stats, state, runs, orders, now), now)
         self._show(decision)
         state.answers_wanted = decision.blocked_by == ["answered_share"] and bool(decision.reasons)
         state.last_decision = msgspec.to_builtins(decision)
         if decision.train:
-            await self._request(state, stats, decision, fencing, now)
+            await self._request(state, stats, decision, orders.asked, fencing, now)
         else:
             await self._store.save(state, fencing)
         return decision
 
     async def _request(
-        self, state: TrainingState, stats: BufferStats, decision: Decision, fencing: int, now: int
+        self,
+        state: TrainingState,
+        stats: BufferStats,
+        decision: Decision,
+        asked: list[AskedRun],
+        fencing: int,
+        now: int,
     ) -> None:
         run_id = f"{datetime.fromtimestamp(now / 1000, UTC):%Y%m%dt%H%M%S}-{fencing}"
         snapshot = await write_snapshot(
@@ -243,7 +220,7 @@ class Trigger:
         state.pending = TrainRequest(
             run_id=run_id,
             snapshot=snapshot,
-            reasons=decision.reasons,
+            reasons=[asked_by(run) for run in asked] + [name for name in decision.reasons if name != "asked"],
             base_model=self._base_model,
             parent_adapter=self._champion(),
             requested_at=now,
@@ -251,16 +228,23 @@ class Trigger:
         )
         state.last_run_id = run_id
         state.last_run_at_ms = now
+        state.last_run_ended = False
         state.admitted_total_at_last_run = stats.admitted_total
         state.histogram_at_last_run = list(stats.histogram)
         state.judge_at_last_run = stats.judge
         state.runs_ms = [started for started in state.runs_ms if started > now - DAY_MS] + [now]
-        if await self._store.save(state, fencing):
-            await self._publish(state, fencing)
-            self._metrics.train_requests.inc()
-            log.info("trigger: run %s requested: %s", run_id, ", ".join(decision.reasons))
-        else:
-            log.warning("trigger: the lease was lost while the snapshot was written; run %s is not requested", run_id)
+        match await self._store.decided(state, fencing, now, [run.id for run in asked]):
+            case "stored":
+                reasons = ", ".join(state.pending.reasons)
+                await self._publish(state, fencing)
+                self._metrics.train_requests.inc()
+                log.info("trigger: run %s requested: %s", run_id, reasons)
+            case "stale":
+                log.warning("trigger: the lease was lost while the snapshot was written: run %s is not made", run_id)
+            case "paused":
+                log.info("trigger: training was paused while the snapshot was written: run %s is not made", run_id)
+            case "withdrawn":
+                log.info("trigger: it was taken back while the snapshot was written: run %s is not made", run_id)
 
     async def _publish(self, state: TrainingState, fencing: int) -> None:
         request = state.pending
@@ -270,10 +254,25 @@ class Trigger:
         state.pending = None
         await self._store.save(state, fencing)
 
-    def _show(self, decision: Decision) -> None:
+    def _show(self, decision: Decision | None) -> None:
+        """The decision as metrics; only the one that decides has them."""
+        gauges = self._metrics
+        if decision is None:
+            for gauge in (gauges.trigger_condition, gauges.trigger_value, gauges.trigger_bound, gauges.trigger_changes):
+                gauge.clear()
+            self._changing = set()
+            return
+        changing = {condition.name for condition in decision.conditions if condition.until_ms is not None}
+        for name in self._changing - changing:
+            gauges.trigger_changes.remove(name)
+        self._changing = changing
         for condition in decision.conditions:
-            self._metrics.trigger_condition.labels(condition.name).set(condition.holds)
-            self._metrics.trigger_value.labels(condition.name).set(condition.value)
+            gauges.trigger_condition.labels(condition.name).set(condition.holds)
+            gauges.trigger_value.labels(condition.name).set(condition.value)
+            if condition.bound is not None:
+                gauges.trigger_bound.labels(condition.name).set(condition.bound)
+            if condition.until_ms is not None:
+                gauges.trigger_changes.labels(condition.name).set(condition.until_ms / 1000)
 
 
 def public_settings(settings: Settings) -> dict[str, Any]:

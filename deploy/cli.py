@@ -20,6 +20,7 @@ from deploy.commands import (
     ingest,
     judge,
     models,
+    pause,
     processes,
     rescore,
     stack,
@@ -63,6 +64,8 @@ app.command("status")(status.status)
 app.command("doctor")(doctor.doctor)
 app.command("explain")(explain.explain)
 app.command("train")(train.train)
+app.command("pause")(pause.pause)
+app.command("resume")(pause.resume)
 app.command("rescore")(rescore.rescore)
 app.add_typer(topics.app, name="topics")
 app.add_typer(buffer.app, name="buffer")

@@ -3,26 +3,30 @@
 import time
 
 from agents.rules.policy import Decision, decide
-from agents.trigger import EndedRuns, is_running, policy_state
+from agents.trigger import not_ahead, policy_state
 from streams.buffer.base import rules
 from streams.buffer.redis import RedisBuffer
 from streams.redis_client import connect
+from streams.run_history import RunHistory
 from streams.settings import Settings
 from streams.topics import topic_names
+from streams.training_orders import TrainingOrders
 from streams.training_state import TrainingStateStore
 
 
 async def decide_now(settings: Settings) -> Decision:
-    """Reads the buffer, the trigger's memory and the ended runs. Raises `Transient`."""
-    client = connect(settings.redis)
-    ended = EndedRuns(settings.kafka, topic_names(settings.kafka))
+    """Reads the buffer, the trigger's memory, the orders and the runs. Raises `Transient`."""
+    client, namespace = connect(settings.redis), settings.redis.namespace
+    history = RunHistory(settings.kafka, topic_names(settings.kafka))
     now_ms = int(time.time() * 1000)
     try:
-        buffer = RedisBuffer(client, settings.redis.namespace, "main", rules(settings.buffer, "main"))
-        state = await TrainingStateStore(client, settings.redis.namespace).load()
+        buffer = RedisBuffer(client, namespace, "main", rules(settings.buffer, "main"))
+        state = await TrainingStateStore(client, namespace).load()
+        not_ahead(state, now_ms)
+        orders = await TrainingOrders(client, namespace).read()
         # Without a run there is nothing to look up, and Kafka need not be there.
-        running = state.last_run_id is not None and is_running(state, await ended.read())
-        return decide(settings.trigger, policy_state(await buffer.stats(), state, running, now_ms), now_ms)
+        runs = await history.read() if state.last_run_id is not None else {}
+        return decide(settings.trigger, policy_state(await buffer.stats(), state, runs, orders, now_ms), now_ms)
     finally:
-        await ended.close()
+        await history.close()
         await client.aclose()

@@ -221,7 +221,9 @@ class _Worker:
 
     def _trigger(self, client: Redis, main: Buffer, held_out: Buffer, producer: Producer) -> Trigger:
         # Only a worker that decides about training imports what that needs.
-        from agents.trigger import EndedRuns, Trigger
+        from agents.trigger import Trigger
+        from streams.run_history import RunHistory
+        from streams.training_orders import TrainingOrders
         from streams.training_state import TrainingStateStore
         from trainers.recipe import load_recipe
         from trainers.registry import Registry
@@ -236,7 +238,8 @@ class _Worker:
             held_out=held_out,
             store=TrainingStateStore(client, settings.redis.namespace),
             lease=Lease(client, settings.redis.namespace, "trigger", settings.trigger.lease_s),
-            ended=EndedRuns(settings.kafka, self.topics),
+            orders=TrainingOrders(client, settings.redis.namespace),
+            history=RunHistory(settings.kafka, self.topics),
             base_model=settings.training.base_model or recipe.base_model,
             champion=lambda: registry.champion().version,
             producer=producer,

@@ -150,6 +150,18 @@ class Metrics:
         self.trigger_value = Gauge(
             "haypile_trigger_value", "Value that a condition of the policy looks at.", ["condition"], registry=registry
         )
+        self.trigger_bound = Gauge(
+            "haypile_trigger_bound",
+            "Bound of a condition of the policy; absent where none is set.",
+            ["condition"],
+            registry=registry,
+        )
+        self.trigger_changes = Gauge(
+            "haypile_trigger_changes_timestamp_seconds",
+            "When a condition changes by time alone (end of cooldown, of quiet hours; next scheduled time).",
+            ["condition"],
+            registry=registry,
+        )
         self.train_requests = Counter("haypile_train_requests", "Training runs requested.", registry=registry)
         self.trigger_leader = Gauge(
             "haypile_trigger_leader", "1 where this process holds the lease.", registry=registry

@@ -5,6 +5,7 @@ Unknown keys are errors. Secrets (fields of type `SecretStr`) are taken from the
 
 import os
 from collections.abc import Mapping
+from datetime import UTC
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
@@ -30,6 +31,7 @@ from pydantic_settings import (
 )
 
 from streams.errors import SettingsError
+from streams.timetable import next_time, quiet_periods, zone_of
 
 Url = Annotated[str, Field(min_length=1)]
 
@@ -263,20 +265,53 @@ class TriggerSettings(Section):
     """Minimum fill."""
     min_answered: float = Field(0.8, ge=0, le=1)
     """Share of members that must have answers; with `answer.when: run` they are made once all else holds."""
-    min_new: int = Field(3_000, ge=0)
-    """Members admitted since the last run's snapshot: a reason to train."""
+    min_new: int | None = Field(3_000, ge=0)
+    """Members admitted since the last run's snapshot: a reason to train; null: never by their count."""
+    min_new_share: float | None = Field(None, gt=0)
+    """The same as a share of the members (over 1 where many were evicted again): a reason to train; null: never."""
     max_age_s: float | None = Field(7 * 86_400, gt=0)
     """Longest time since the last run: a reason to train; null: never by age."""
+    schedule: str | None = None
+    """Cron expression of five fields, in `timezone`: a time since the last run is a reason to train, also one that
+    passed while something else forbade it; null: never by the clock. `0 3 * * sat` is Saturdays at three."""
     min_shift: float | None = Field(0.2, gt=0)
-    """Population stability index of the difficulty distribution since the last run: a reason to train."""
+    """Shift of the difficulty distribution since the last run: a reason to train; null: never by it. PSI over 0.2 is
+    called large (`agents/rules/shift.py`); KS goes from 0 to 1."""
+    shift_measure: Literal["psi", "ks"] = "psi"
+    """Population stability index, or the Kolmogorov-Smirnov statistic, which is not moved by a few rare bins."""
     cooldown_s: float = Field(6 * 3_600, ge=0)
     """Shortest time between two runs."""
     max_runs_per_day: int = Field(4, ge=1)
-    """Budget."""
+    """Budget: runs requested in the last 24 hours."""
+    max_trainer_hours_per_day: float | None = Field(None, gt=0)
+    """Budget: hours of the last 24 between the first and the final event of runs; null: no bound."""
+    quiet_hours: list[str] = []
+    """Local times when no run is begun, as `22:00-06:00` or `Mon-Fri 08:00-20:00` (the days on which they start)."""
+    timezone: str = "UTC"
+    """Of `schedule` and `quiet_hours`: an IANA name such as `Europe/Berlin`."""
     paused: bool = False
-    """Never train while set."""
+    """Never train while set. `haypile pause` needs no restart."""
     lease_s: float = Field(60, gt=1)
     """A trigger that died is replaced after this."""
+
+    @field_validator("timezone")
+    @classmethod
+    def _timezone(cls, value: str) -> str:
+        zone_of(value)
+        return value
+
+    @field_validator("schedule")
+    @classmethod
+    def _schedule(cls, value: str | None) -> str | None:
+        if value is not None and next_time(value, UTC, 0) is None:
+            raise ValueError(f"{value!r} names no time at all")
+        return value
+
+    @field_validator("quiet_hours")
+    @classmethod
+    def _quiet_hours(cls, value: list[str]) -> list[str]:
+        quiet_periods(value)
+        return value
 
 
 class TrainingSettings(Section):

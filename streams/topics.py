@@ -46,16 +46,20 @@ def partitions_of(kafka: KafkaSettings, topic: str) -> int:
     return 1 if topic in (names.requests, names.events) else kafka.partitions
 
 
-def configs_of(kafka: KafkaSettings) -> dict[str, str]:
+def configs_of(kafka: KafkaSettings, topic: str) -> dict[str, str]:
     """Kafka's own settings of a topic that haypile creates.
 
     Its default for the largest record (1 MB) is under what we produce: a dead letter is 4/3 of its record. With three
     replicas two must have a record before it counts as written; of two, waiting for both would stop on the loss of
-    one.
+    one. Requests and events of runs are few and kept for ever: after Kafka's week a trainer that was away would not
+    find its request, and the trigger would wait for the end of that run.
     """
+    names = topic_names(kafka)
     configs = {"max.message.bytes": str(kafka.max_message_bytes)}
     if kafka.replication >= 3:
         configs["min.insync.replicas"] = "2"
+    if topic in (names.requests, names.events):
+        configs["retention.ms"] = "-1"
     return configs
 
 
@@ -82,7 +86,7 @@ def create_topics(kafka: KafkaSettings) -> list[str]:
             spec = {
                 "num_partitions": partitions_of(kafka, topic),
                 "replication_factor": kafka.replication,
-                "configs": configs_of(kafka),
+                "configs": configs_of(kafka, topic),
             }
             try:
                 admin.create_topics({topic: spec})

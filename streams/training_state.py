@@ -1,6 +1,7 @@
 """What the trigger remembers between its decisions, in Redis, written only under the newest fencing number."""
 
-from typing import Any
+from collections.abc import Sequence
+from typing import Any, Literal
 
 import msgspec
 import redis.asyncio
@@ -8,13 +9,39 @@ import redis.asyncio
 from streams.errors import Fatal
 from streams.records import TrainRequest
 from streams.redis_client import address, translate
+from streams.training_orders import training_keys
 
-# KEYS: the state (hash: fencing, state).  ARGV: fencing number, JSON of the state.  Returns 1, or 0 when refused.
+# The state is a hash: fencing, state, taken (ids of the requests that the last run was decided for), and `pause`,
+# which is an operator's (streams/training_orders.py).
+
+# KEYS: the state.  ARGV: fencing number, JSON of the state.  Returns 1, or 0 when refused.
 SAVE = """
 local newest = tonumber(redis.call('HGET', KEYS[1], 'fencing') or 0)
 if tonumber(ARGV[1]) < newest then return 0 end
 redis.call('HSET', KEYS[1], 'fencing', ARGV[1], 'state', ARGV[2])
 return 1
+"""
+
+# KEYS: the state, open requests (hash: id → JSON).
+# ARGV: fencing number, JSON of the state, now (epoch milliseconds), ids of the requests that this run is for.
+# Returns what `decided` says. A client whose answer was lost calls again: what is stored is stored.
+DECIDED = """
+local newest = tonumber(redis.call('HGET', KEYS[1], 'fencing') or 0)
+if tonumber(ARGV[1]) < newest then return 'stale' end
+if redis.call('HGET', KEYS[1], 'state') == ARGV[2] then return 'stored' end
+local pause = redis.call('HGET', KEYS[1], 'pause')
+if pause then
+  local ends = cjson.decode(pause).until_ms
+  if type(ends) ~= 'number' or tonumber(ARGV[3]) < ends then return 'paused' end
+end
+local ids = {}
+for i = 4, #ARGV do
+  if redis.call('HEXISTS', KEYS[2], ARGV[i]) == 0 then return 'withdrawn' end
+  ids[#ids + 1] = ARGV[i]
+end
+for _, id in ipairs(ids) do redis.call('HDEL', KEYS[2], id) end
+redis.call('HSET', KEYS[1], 'fencing', ARGV[1], 'state', ARGV[2], 'taken', table.concat(ids, ' '))
+return 'stored'
 """
 
 # KEYS: the state.  ARGV: fencing number.  Returns the JSON of the state ("" when there is none), or nil when refused.
@@ -24,6 +51,8 @@ if tonumber(ARGV[1]) < newest then return nil end
 redis.call('HSET', KEYS[1], 'fencing', ARGV[1])
 return redis.call('HGET', KEYS[1], 'state') or ''
 """
+
+Stored = Literal["stored", "stale", "paused", "withdrawn"]
 
 
 class TrainingState(msgspec.Struct, kw_only=True):
@@ -42,8 +71,10 @@ class TrainingState(msgspec.Struct, kw_only=True):
     """When the runs of the last day were requested."""
     pending: TrainRequest | None = None
     """Decided, but not yet known to be in `train.requests`."""
-    paused: bool = False
-    """By an operator, besides the setting."""
+    last_run_ended: bool = False
+    """Its final event was seen: it need not be in the log for ever."""
+    watched_since_ms: int | None = None
+    """When a trigger first decided."""
     answers_wanted: bool = False
     """A run waits only for answers."""
     last_decision: dict[str, Any] | None = None
@@ -54,9 +85,10 @@ class TrainingStateStore:
 
     def __init__(self, client: redis.asyncio.Redis, namespace: str) -> None:
         self._client = client
-        self._key = f"{{{namespace}}}:training"
+        self._key, self._asked = training_keys(namespace)
         self._save = client.register_script(SAVE)
         self._claim = client.register_script(CLAIM)
+        self._decided = client.register_script(DECIDED)
 
     async def load(self) -> TrainingState:
         """The state as last saved; a new one when there is none."""
@@ -89,3 +121,14 @@ class TrainingStateStore:
         """Store the state; False (and nothing changed) when a higher fencing number has written already."""
         with translate(self._client):
             return bool(await self._save(keys=[self._key], args=[fencing, msgspec.json.encode(state)]))
+
+    async def decided(self, state: TrainingState, fencing: int, now_ms: int, taken: Sequence[str]) -> Stored:
+        """Store a state with a new run pending, and in the same call take off the requests that the run is for.
+
+        Nothing changes when a higher fencing number has written already (`stale`), and when an operator has paused
+        training (`paused`) or taken one of the requests back (`withdrawn`) since the decision.
+        """
+        arguments: list[int | bytes | str] = [fencing, msgspec.json.encode(state), now_ms, *taken]
+        with translate(self._client):
+            said = await self._decided(keys=[self._key, self._asked], args=arguments)
+        return msgspec.convert(said.decode(), Stored)  # type: ignore[no-any-return]

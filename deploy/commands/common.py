@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     from streams.buffer.redis import RedisBuffer
     from streams.buffer.redis_generations import RedisGenerations
     from streams.settings import Settings
+    from streams.training_orders import TrainingOrders
 
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON, for scripts.")]
 
@@ -77,3 +78,29 @@ async def generations_of(settings: "Settings") -> "AsyncIterator[RedisGeneration
         yield RedisGenerations(client, settings.redis.namespace, main, held_out)
     finally:
         await client.aclose()
+
+
+@asynccontextmanager
+async def orders_of(settings: "Settings") -> "AsyncIterator[TrainingOrders]":
+    """What operators ask of the trigger, with its connection closed afterwards. Its methods raise `Transient`."""
+    from streams.redis_client import connect
+    from streams.training_orders import TrainingOrders
+
+    client = connect(settings.redis)
+    try:
+        yield TrainingOrders(client, settings.redis.namespace)
+    finally:
+        await client.aclose()
+
+
+def reason_line(text: str) -> str:
+    """A reason that an operator gives, with white space folded: it is kept with the run, a line and no report.
+
+    Raises `SettingsError` for one of over 300 characters.
+    """
+    from streams.errors import SettingsError
+
+    folded = " ".join(text.split())
+    if len(folded) > 300:
+        raise SettingsError(f"--reason has {len(folded)} characters; 300 are the most")
+    return folded

@@ -31,6 +31,7 @@ def status(as_json: JsonOption = False) -> None:
 
 async def _collect(settings: "Settings") -> dict[str, dict[str, Any]]:
     """One entry a part; `error` in it when it cannot be read."""
+    from deploy.training_status import training_status
     from streams.errors import HaypileError
 
     async def guarded(task: Any) -> dict[str, Any]:
@@ -44,6 +45,7 @@ async def _collect(settings: "Settings") -> dict[str, dict[str, Any]]:
         "buffer": _buffer(settings),
         "judge": _judge(settings),
         "vllm": _vllm(settings),
+        "training": training_status(settings),
         "last_run": asyncio.to_thread(_last_run, settings),
         "models": asyncio.to_thread(_models, settings),
         "degraded": _degraded(settings),
@@ -199,6 +201,9 @@ def _print(found: dict[str, dict[str, Any]]) -> None:
         elif part == "vllm":
             for url, names in values["serves"].items():
                 print(f"vllm      up    {url} serves {', '.join(names)}")
+        elif part == "training":
+            for number, line in enumerate(values["lines"]):
+                print(f"{'' if number else 'training':15s} {line}")
         elif part == "last_run":
             if values:
                 at = datetime.fromtimestamp(values["ts"] / 1000, UTC)

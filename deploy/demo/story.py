@@ -167,8 +167,7 @@ def _trained(story: Story) -> None:
     print(f"\nTRAINED   run {request.run_id}, because of {', '.join(request.reasons)}")
     for condition in story.decision.get("conditions", []):
         if condition["holds"]:
-            bound = "" if condition["bound"] is None else f" (bound {condition['bound']:g})"
-            print(f"  {condition['kind']:6s} {condition['name']} = {_number(condition['value'])}{bound}")
+            print(f"  {condition['kind']:6s} {condition['name']}: {condition['says']}")
     metrics = story.seen.metrics()
     for phase, what in (("sft", "on the best of each prompt's answers"), ("dpo", "on the best against the worst")):
         before, after = metrics.get(f"{phase}_loss_before"), metrics.get(f"{phase}_loss_after")
@@ -188,8 +187,6 @@ def _trained(story: Story) -> None:
 
 
 def _number(value: Any) -> str:
-    if value is None:
-        return "∞"  # JSON has no infinity: an age before the first run
     return f"{value:.3f}".rstrip("0").rstrip(".") if isinstance(value, float) else str(value)
 
 

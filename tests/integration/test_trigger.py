@@ -18,9 +18,11 @@ from streams.lease import Lease
 from streams.metrics import Metrics
 from streams.records import Candidate, Message, ScoredPrompt, TrainRequest
 from streams.redis_client import connect
+from streams.run_history import RunSpan
 from streams.settings import RedisSettings, Settings
 from streams.snapshots import read_manifest, read_rows
 from streams.topics import topic_names
+from streams.training_orders import Pause, TrainingOrders, request_run
 from streams.training_state import TrainingState, TrainingStateStore
 
 
@@ -38,11 +40,14 @@ class Producer:
         self.sent.append(record)
 
 
-class Ended:
+class History:
     def __init__(self) -> None:
-        self.runs: set[str] = set()
+        self.runs: dict[str, RunSpan] = {}
 
-    async def read(self) -> set[str]:
+    def end(self, run_id: str, first_ms: int = 0, last_ms: int = 0) -> None:
+        self.runs[run_id] = RunSpan(first_ms, last_ms, ended=True)
+
+    async def read(self) -> dict[str, RunSpan]:
         return self.runs
 
     async def close(self) -> None:
@@ -60,7 +65,8 @@ class Bench:
         self.client, self.namespace = client, namespace
         self.main, self.held_out = (MemoryBuffer(BufferRules(100), time.time) for _ in range(2))
         self.store = TrainingStateStore(client, namespace)
-        self.producer, self.ended = Producer(), Ended()
+        self.orders = TrainingOrders(client, namespace)
+        self.producer, self.history = Producer(), History()
         self.now = 1_790_000_000_000
 
     def trigger(self) -> Trigger:
@@ -71,7 +77,8 @@ class Bench:
             held_out=self.held_out,
             store=self.store,
             lease=Lease(self.client, self.namespace, "trigger", self.settings.trigger.lease_s),
-            ended=self.ended,  # type: ignore[arg-type]
+            orders=self.orders,
+            history=self.history,  # type: ignore[arg-type]
             base_model="base-model",
             champion=lambda: "v0001-x",
             producer=self.producer,  # type: ignore[arg-type]
@@ -135,10 +142,10 @@ async def test_no_second_run_while_one_is_going_and_the_next_needs_new_members(
     decision = await trigger.once()
     assert decision is not None
     assert decision.blocked_by == ["no_run_in_progress"]
-    bench.ended.runs.add(bench.producer.sent[0].run_id)
+    bench.history.end(bench.producer.sent[0].run_id)
     bench.now += 1000
     assert (await trigger.once()).train  # type: ignore[union-attr]
-    bench.ended.runs.add(bench.producer.sent[1].run_id)
+    bench.history.end(bench.producer.sent[1].run_id)
     bench.now += 1000
     last = await trigger.once()
     assert last is not None
@@ -154,7 +161,7 @@ async def test_a_clock_that_was_ahead_for_a_while_does_not_hold_up_training(
     trigger = bench.trigger()
     bench.now += 7_200_000
     await trigger.once()
-    bench.ended.runs.add(bench.producer.sent[0].run_id)
+    bench.history.end(bench.producer.sent[0].run_id)
     bench.now -= 7_200_000
     await bench.fill(5, 5)
     decision = await trigger.once()
@@ -283,6 +290,175 @@ async def test_answers_are_asked_for_when_nothing_else_is_missing(
 
 
 def test_a_run_is_running_until_its_last_event() -> None:
-    assert not is_running(TrainingState(), set())
-    assert is_running(TrainingState(last_run_id="r"), {"q"})
-    assert not is_running(TrainingState(last_run_id="r"), {"r"})
+    assert not is_running(TrainingState(), {})
+    assert is_running(TrainingState(last_run_id="r"), {"q": RunSpan(1, 2, True)})
+    assert is_running(TrainingState(last_run_id="r"), {"r": RunSpan(1, 2, False)})
+    assert not is_running(TrainingState(last_run_id="r"), {"r": RunSpan(1, 2, True)})
+    assert not is_running(TrainingState(last_run_id="r", last_run_ended=True), {}), "events are not kept for ever"
+
+
+async def test_the_end_of_a_run_is_remembered_when_its_events_are_gone(
+    client: Redis, namespace: str, tmp_path: Path
+) -> None:
+    bench = Bench(client, namespace, tmp_path)
+    await bench.fill(0, 5)
+    trigger = bench.trigger()
+    await trigger.once()
+    bench.history.end(bench.producer.sent[0].run_id)
+    await trigger.once()
+    bench.history.runs.clear()
+    await bench.fill(5, 5)
+    bench.now += 1000
+    assert (await trigger.once()).train  # type: ignore[union-attr]
+    decision = await trigger.once()
+    assert decision is not None
+    assert decision.blocked_by == ["no_run_in_progress"], "of the new run nothing was heard yet"
+
+
+async def test_a_run_that_is_asked_for_is_made_once_without_a_reason_and_past_the_guards(
+    client: Redis, namespace: str, tmp_path: Path
+) -> None:
+    bench = Bench(client, namespace, tmp_path, min_members=1000, min_new=1000, cooldown_s=3600)
+    await bench.fill(0, 5)
+    trigger = bench.trigger()
+    assert (await trigger.once()).blocked_by == ["members"]  # type: ignore[union-attr]
+    await request_run(client, namespace, "the judge is new", by="joe@host")
+    await request_run(client, namespace, "", by="cron")
+    decision = await trigger.once()
+    assert decision is not None
+    assert (decision.train, decision.reasons, decision.skipped) == (True, ["asked"], ["members"])
+    [request] = bench.producer.sent
+    assert sorted(request.reasons) == ["asked: by cron", "asked: the judge is new (joe@host)"]
+    assert (await bench.orders.read()).asked == []
+    bench.history.end(request.run_id)
+    bench.now += 1000
+    decision = await trigger.once()
+    assert decision is not None
+    assert (decision.train, decision.reasons) == (False, [])
+    assert decision.blocked_by == ["members", "cooldown_s"], "it counts like any other run"
+    assert len(bench.producer.sent) == 1
+
+
+async def test_what_is_asked_for_while_a_snapshot_is_written_is_for_the_next_run(
+    client: Redis, namespace: str, tmp_path: Path
+) -> None:
+    bench = Bench(client, namespace, tmp_path)
+    await bench.fill(0, 5)
+    await request_run(client, namespace, "first")
+    gate = bench.main = Gate(bench.main)
+    trigger = bench.trigger()
+    first = asyncio.create_task(trigger.once())
+    await gate.reached.wait()  # it has read what is asked for, and is about to read the members
+    late = await request_run(client, namespace, "without the prompt that was forgotten just now")
+    gate.open.set()
+    await first
+    assert (await bench.orders.read()).asked == [late]
+    bench.history.end(bench.producer.sent[0].run_id)
+    bench.now += 1000
+    await trigger.once()
+    assert [request.reasons[0].split(" (")[0] for request in bench.producer.sent] == [
+        "asked: first",
+        "asked: without the prompt that was forgotten just now",
+    ]
+
+
+class Killed(BaseException):
+    """SIGKILL, as far as Redis and Kafka can see: nothing is done after it, the lease is not given back."""
+
+
+@pytest.mark.parametrize("where", ["before the run is stored", "before it is sent", "after it is sent"])
+async def test_one_run_is_made_of_a_request_wherever_the_trigger_is_killed(
+    client: Redis, namespace: str, tmp_path: Path, where: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    bench = Bench(client, namespace, tmp_path, min_members=1000)
+    await bench.fill(0, 5)
+    asked = await request_run(client, namespace, "now")
+
+    async def killed(*_: object, **__: object) -> None:
+        raise Killed
+
+    if where == "before the run is stored":
+        monkeypatch.setattr(bench.store, "decided", killed)
+    elif where == "before it is sent":
+        monkeypatch.setattr(bench.producer, "send", killed)
+    else:
+        monkeypatch.setattr(bench.store, "save", killed)
+    with pytest.raises(Killed):
+        await bench.trigger().once()
+    monkeypatch.undo()
+    assert [run.id for run in (await bench.orders.read()).asked] == (
+        [asked.id] if where == "before the run is stored" else []
+    )
+    await client.delete(f"{{{namespace}}}:lease:trigger")  # it has run out
+    second = bench.trigger()
+    for _ in range(3):
+        bench.now += 1000
+        await second.once()
+    # After it was sent it is sent again under the same id, which a trainer takes once.
+    assert len({request.run_id for request in bench.producer.sent}) == 1
+    assert len(bench.producer.sent) == (2 if where == "after it is sent" else 1)
+    assert (await bench.orders.read()).asked == []
+
+
+async def test_a_pause_holds_for_requests_too_and_ends_by_itself(client: Redis, namespace: str, tmp_path: Path) -> None:
+    bench = Bench(client, namespace, tmp_path)
+    await bench.fill(0, 5)
+    trigger = bench.trigger()
+    await request_run(client, namespace, "")
+    await bench.orders.pause(Pause(since_ms=bench.now, until_ms=bench.now + 5000, reason="move", by="joe"))
+    decision = await trigger.once()
+    assert decision is not None
+    assert (decision.train, decision.blocked_by) == (False, ["not_paused"])
+    assert decision.not_before_ms == bench.now + 5000
+    bench.now += 5000
+    assert (await trigger.once()).train  # type: ignore[union-attr]
+
+
+async def test_after_a_pause_no_run_is_decided_although_its_snapshot_was_begun(
+    client: Redis, namespace: str, tmp_path: Path
+) -> None:
+    bench = Bench(client, namespace, tmp_path)
+    await bench.fill(0, 5)
+    asked = await request_run(client, namespace, "now")
+    gate = bench.main = Gate(bench.main)
+    trigger = bench.trigger()
+    task = asyncio.create_task(trigger.once())
+    await gate.reached.wait()
+    await bench.orders.pause(Pause(since_ms=bench.now, reason="stop", by="joe"))
+    gate.open.set()
+    await task
+    assert bench.producer.sent == []
+    assert (await bench.store.load()).pending is None
+    assert (await bench.orders.read()).asked == [asked]
+    await bench.orders.resume()
+    bench.now += 1000
+    await trigger.once()
+    assert len(bench.producer.sent) == 1
+
+
+async def test_each_condition_is_a_metric_of_the_one_that_decides(
+    client: Redis, namespace: str, tmp_path: Path
+) -> None:
+    bench = Bench(client, namespace, tmp_path, cooldown_s=60, min_shift=None)
+    await bench.fill(0, 5)
+    trigger = bench.trigger()
+    await trigger.once()
+    registry = trigger._metrics.registry
+
+    def sample(name: str, condition: str) -> float | None:
+        return registry.get_sample_value(f"haypile_trigger_{name}", {"condition": condition})
+
+    decision = await trigger.once()
+    assert decision is not None
+    for condition in decision.conditions:
+        assert sample("condition", condition.name) == condition.holds
+        assert sample("value", condition.name) == condition.value
+        assert sample("bound", condition.name) == condition.bound
+    assert sample("changes_timestamp_seconds", "cooldown_s") == bench.now / 1000 + 60
+    bench.now += 60_000
+    await trigger.once()
+    assert sample("changes_timestamp_seconds", "cooldown_s") is None
+    await client.hset(f"{{{namespace}}}:lease:trigger", "token", "somebody else's")
+    assert await trigger.once() is None
+    assert sample("condition", "cooldown_s") is None
+    assert sample("bound", "members") is None

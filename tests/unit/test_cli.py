@@ -87,7 +87,19 @@ def test_a_settings_file_that_is_not_there_is_wrong_settings(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize(
-    "arguments", [("nope",), ("ingest",), ("buffer", "top", "-n", "0"), ("worker", "--agents", "x")]
+    "arguments",
+    [
+        ("nope",),
+        ("ingest",),
+        ("buffer", "top", "-n", "0"),
+        ("worker", "--agents", "x"),
+        ("train",),
+        ("train", "--now", "--dry-run"),
+        ("train", "--cancel", "--reason", "x"),
+        ("train", "--now", "--reason", "x" * 301),
+        ("pause", "--until", "yesterday"),
+        ("pause", "--until", "2020-01-01"),
+    ],
 )
 def test_bad_usage_ends_with_2(tmp_path: Path, arguments: tuple[str, ...]) -> None:
     run = haypile(*arguments, cwd=tmp_path)
@@ -104,6 +116,8 @@ def test_bad_usage_ends_with_2(tmp_path: Path, arguments: tuple[str, ...]) -> No
         (("buffer", "top"), "Redis at 127.0.0.1:1"),
         (("buffer", "stats"), "Redis at 127.0.0.1:1"),
         (("train", "--dry-run"), "Redis at 127.0.0.1:1"),
+        (("train", "--now"), "Redis at 127.0.0.1:1"),
+        (("pause",), "Redis at 127.0.0.1:1"),
     ],
 )
 def test_what_is_not_there_is_named_within_seconds(tmp_path: Path, arguments: tuple[str, ...], where: str) -> None:
@@ -130,7 +144,7 @@ def test_doctor_and_status_say_all_that_is_wrong(tmp_path: Path) -> None:
     assert status.returncode == 1
     parts = json.loads(status.stdout)
     assert {name for name, part in parts.items() if "error" in part} == {
-        "kafka", "buffer", "judge", "vllm", "last_run", "degraded"
+        "kafka", "buffer", "judge", "vllm", "training", "last_run", "degraded"
     }  # fmt: skip
 
 

@@ -77,7 +77,8 @@ STATE = TrainingState(
     histogram_at_last_run=[1, 2],
     runs_ms=[1, 5],
     pending=REQUEST,
-    paused=True,
+    last_run_ended=True,
+    watched_since_ms=1,
     answers_wanted=True,
     last_decision={"train": True, "reasons": ["age"]},
 )

@@ -5,7 +5,7 @@ import pytest
 
 from streams.records import AcceptedPrompt, DeadLetter, RawPrompt, ScoredPrompt, TrainRequest, decode
 from streams.settings import KafkaSettings
-from streams.topics import configs_of
+from streams.topics import configs_of, topic_names
 
 
 @pytest.mark.parametrize("kind", [RawPrompt, AcceptedPrompt, ScoredPrompt, DeadLetter, TrainRequest])
@@ -25,6 +25,12 @@ def test_a_time_is_a_number_that_can_be_ranked() -> None:
 
 
 def test_topics_take_the_largest_dead_letter_and_two_of_three_replicas_must_have_a_record() -> None:
-    assert configs_of(KafkaSettings()) == {"max.message.bytes": "2000000"}
+    assert configs_of(KafkaSettings(), "prompts.raw") == {"max.message.bytes": "2000000"}
     three = KafkaSettings(replication=3, max_message_bytes=5_000_000)
-    assert configs_of(three) == {"max.message.bytes": "5000000", "min.insync.replicas": "2"}
+    assert configs_of(three, "prompts.dead") == {"max.message.bytes": "5000000", "min.insync.replicas": "2"}
+
+
+def test_requests_and_events_of_runs_are_kept_for_ever() -> None:
+    kafka = KafkaSettings(topic_prefix="x.")
+    kept = {topic for topic in topic_names(kafka).all() if configs_of(kafka, topic).get("retention.ms") == "-1"}
+    assert kept == {"x.train.requests", "x.train.events"}

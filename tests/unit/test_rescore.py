@@ -20,6 +20,7 @@ from streams.metrics import Metrics
 from streams.records import AcceptedPrompt, CuratedOutcome, Message, ScoredPrompt, encode
 from streams.settings import BufferSettings, KafkaSettings
 from streams.topics import topic_names
+from streams.training_orders import Orders
 from streams.training_state import TrainingState
 from tests.support.prompts import HandClock, prompt
 
@@ -354,6 +355,6 @@ async def test_the_trigger_does_not_compare_the_difficulties_of_two_judges() -> 
     await world.put(rated("a", 5))
     stats = await world.generations.main.stats()
     state = TrainingState(histogram_at_last_run=[1] * 16, judge_at_last_run="old")
-    assert policy_state(stats, state, False, 1).histogram_at_last_run == [1] * 16
+    assert policy_state(stats, state, {}, Orders(), 1).histogram_at_last_run == [1] * 16
     state.judge_at_last_run = "older"
-    assert policy_state(stats, state, False, 1).histogram_at_last_run is None
+    assert policy_state(stats, state, {}, Orders(), 1).histogram_at_last_run is None

@@ -6,11 +6,9 @@ import pytest
 
 from agents.rules.contamination import Contamination, Match
 from agents.rules.normalise import normalise, prompt_id
-from agents.rules.policy import PolicyState, decide, psi
 from agents.rules.rank import ORIGIN_S, rank_key
 from agents.rules.split import split
 from streams.records import Message
-from streams.settings import TriggerSettings
 
 
 def user(text: str) -> list[Message]:
@@ -62,69 +60,3 @@ def test_rank_refuses_what_has_no_logarithm() -> None:
     for bad in (0.0, -1.0, math.nan):
         with pytest.raises(ValueError, match="difficulty"):
             rank_key(bad, 0, None)
-
-
-NOW = 1_790_000_000_000
-POLICY = TriggerSettings(min_members=100, min_new=50, max_age_s=3600, cooldown_s=600, max_runs_per_day=2)
-
-
-def state(**changes: object) -> PolicyState:
-    base: dict[str, object] = {
-        "members": 200,
-        "answered": 200,
-        "admitted_total": 300,
-        "admitted_at_last_run": 200,
-        "last_run_ms": NOW - 1_000_000,
-        "runs_last_day": 1,
-        "running": False,
-        "histogram": [0, 10, 20],
-        "histogram_at_last_run": [0, 10, 20],
-    }
-    return PolicyState(**{**base, **changes})  # type: ignore[arg-type]
-
-
-def test_policy_trains_with_a_reason_and_no_guard_against_it() -> None:
-    decision = decide(POLICY, state(), NOW)
-    assert (decision.train, decision.reasons, decision.blocked_by) == (True, ["new_members"], [])
-
-
-@pytest.mark.parametrize(
-    ("change", "blocked"),
-    [
-        ({"members": 99, "answered": 99}, "members"),
-        ({"answered": 150}, "answered_share"),
-        ({"last_run_ms": NOW - 599_000}, "cooldown_s"),
-        ({"runs_last_day": 2}, "runs_last_day"),
-        ({"running": True}, "no_run_in_progress"),
-        ({"paused": True}, "not_paused"),
-    ],
-)
-def test_each_guard_blocks_alone_and_is_named(change: dict[str, object], blocked: str) -> None:
-    decision = decide(POLICY, state(**change), NOW)
-    assert (decision.train, decision.blocked_by) == (False, [blocked])
-
-
-@pytest.mark.parametrize(
-    ("change", "reasons"),
-    [
-        ({"admitted_total": 249}, []),
-        ({"admitted_total": 200, "last_run_ms": NOW - 3_600_000}, ["age_s"]),
-        ({"admitted_total": 200, "histogram": [30, 0, 0]}, ["difficulty_shift"]),
-        ({"last_run_ms": None, "admitted_at_last_run": 0, "histogram_at_last_run": None}, ["new_members"]),
-    ],
-)
-def test_reasons(change: dict[str, object], reasons: list[str]) -> None:
-    decision = decide(POLICY, state(**change), NOW)
-    assert decision.reasons == reasons
-    assert decision.train == bool(reasons)
-
-
-def test_an_empty_buffer_never_trains() -> None:
-    empty = state(members=0, answered=0, admitted_total=0, admitted_at_last_run=0, last_run_ms=None)
-    assert not decide(POLICY, empty, NOW).train
-
-
-def test_psi_is_zero_for_equal_shapes_and_grows_with_the_shift() -> None:
-    assert psi([10, 20, 30], [10, 20, 30]) == 0
-    assert psi([100, 200, 300], [1000, 2000, 3000]) < 0.01
-    assert 0.2 < psi([100, 200, 300], [300, 200, 100]) < psi([300, 0, 0], [0, 0, 300])
