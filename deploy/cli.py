@@ -16,6 +16,7 @@ from deploy.commands import (
     config,
     dlq,
     doctor,
+    eval,
     explain,
     ingest,
     judge,
@@ -62,6 +63,7 @@ app.command("ingest")(ingest.ingest)
 app.command("status")(status.status)
 app.command("doctor")(doctor.doctor)
 app.command("explain")(explain.explain)
+app.command("eval")(eval.evaluate)
 app.command("train")(train.train)
 app.command("rescore")(rescore.rescore)
 app.add_typer(topics.app, name="topics")

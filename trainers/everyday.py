@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 from streams.errors import SettingsError
+from streams.row_files import BadRows, rows_of
 
 SHIPPED = Path(__file__).parent / "data" / "everyday.jsonl"
 """Every eight lines hold one prompt of each category, so that the first n are of all of them."""
@@ -16,21 +17,19 @@ SHIPPED = Path(__file__).parent / "data" / "everyday.jsonl"
 def everyday_rows(file: Path | None) -> list[dict[str, Any]]:
     """Rows for the gate, in the order of the file: `prompt_id`, `messages`, `category`.
 
-    A line is an object with `prompt` (a string) or `messages` (an OpenAI chat list that ends with the user). Raises
-    `SettingsError` with the file, the line and what is wrong.
+    A row is an object with `prompt` (a string) or `messages` (an OpenAI chat list that ends with the user). Raises
+    `SettingsError` with the file, the row and what is wrong.
     """
     path = file or SHIPPED
     rows = []
     try:
-        with path.open(encoding="utf-8") as lines:
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    try:
-                        rows.append(_row(json.loads(line)))
-                    except ValueError as error:
-                        raise SettingsError(f"settings: training.everyday: {path}, line {number}: {error}") from None
-    except (OSError, UnicodeDecodeError) as error:
-        raise SettingsError(f"settings: training.everyday: cannot read {path}: {error}") from None
+        for number, row in enumerate(rows_of(path), start=1):
+            try:
+                rows.append(_row(row))
+            except ValueError as error:
+                raise BadRows(f"{path}, row {number}: {error}") from None
+    except BadRows as error:
+        raise SettingsError(f"settings: training.everyday: {error}") from None
     if not rows:
         raise SettingsError(f"settings: training.everyday: {path} has no prompt")
     return rows

@@ -47,13 +47,13 @@ pre { white-space: pre-wrap; overflow-wrap: anywhere; background: var(--card); p
 """
 
 
-def page(report: GateReport) -> str:
-    """The page. `report.rows` may be empty: then what needs them is left out."""
+def page(report: GateReport, verdicts: tuple[str, str] = ("Promote", "Reject")) -> str:
+    """The page. `report.rows` may be empty: then what needs them is left out. `verdicts`: words for yes and no."""
     hard = [row for row in report.rows if row.set == "hard"]
     parts = [
         f"<h1>{_text(report.challenger)} against {_text(report.champion)}</h1>",
         f'<p class="soft">{_how(report)}</p>',
-        _verdict(report),
+        _verdict(report, verdicts),
         "<h2>Win rate of the challenger</h2>",
         _intervals(report),
         _lengths(report),
@@ -93,9 +93,9 @@ def _how(report: GateReport) -> str:
     return f"Both answered the same prompts; {by}. Intervals at {report.confidence:.0%}."
 
 
-def _verdict(report: GateReport) -> str:
-    kind, word = ("yes", "Promote") if report.promote else ("no", "Reject")
-    return f'<div class="verdict {kind}"><b>{word}</b>{_text(report.reason)}</div>'
+def _verdict(report: GateReport, verdicts: tuple[str, str]) -> str:
+    kind, word = ("yes", verdicts[0]) if report.promote else ("no", verdicts[1])
+    return f'<div class="verdict {kind}"><b>{_text(word)}</b>{_text(report.reason)}</div>'
 
 
 def _intervals(report: GateReport) -> str:

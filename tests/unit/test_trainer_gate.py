@@ -291,11 +291,11 @@ def test_everyday_prompts_of_ones_own(tmp_path: Path) -> None:
     ("content", "says"),
     [
         ("", "has no prompt"),
-        ('{"prompt": "x"}\n{"prompt": ""}', "line 2: neither a prompt nor messages"),
+        ('{"prompt": "x"}\n{"prompt": ""}', "row 2: neither a prompt nor messages"),
         ('{"prompt": \n', "line 1"),
-        ("[]", "line 1: not an object"),
-        ('{"messages": [{"role": "assistant", "content": "x"}]}', "line 1: the last message is not the user's"),
-        ('{"messages": ["x"]}', "line 1: messages are objects"),
+        ("[]", "row 1: not an object"),
+        ('{"messages": [{"role": "assistant", "content": "x"}]}', "row 1: the last message is not the user's"),
+        ('{"messages": ["x"]}', "row 1: messages are objects"),
         (None, "cannot read"),
     ],
 )
