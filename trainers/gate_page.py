@@ -142,7 +142,8 @@ def _shares(report: GateReport) -> list[tuple[str, int, int, int]]:
 def _ratings(rows: Sequence[Comparison]) -> str:
     if rows[0].first is not None:
         points = [(row.first[0], 1 - row.first[1], row.outcome) for row in rows if row.first is not None]
-        plot = scatter(points, "champion's share, shown first", "champion's share, shown second", diagonal=True)
+        names = ("champion's share, shown first", "champion's share, shown second")
+        plot = scatter(points, *names, diagonal=True, limits=(0.0, 1.0))
         told = "The two orders of each pair; a judge without a liking for a place is on the line."
     else:
         points = [
@@ -191,9 +192,10 @@ def _loss(row: Comparison) -> str:
         figures = f"preference for the challenger {row.preference:.2f}"
     else:
         figures = f"reward {row.champion_reward:.2f} against {row.challenger_reward:.2f}"
-    first = " ".join(row.prompt.split())
+    folded = " ".join(row.prompt.split())
+    first = folded if len(folded) <= 100 else f"{folded[:99]}…"
     return (
-        f"<details><summary>{figures}: {_text(first[:100])}</summary>"
+        f"<details><summary>{figures}: {_text(first)}</summary>"
         f"<p class=soft>Prompt</p><pre>{_text(row.prompt)}</pre>"
         f"<p class=soft>Champion, {row.lengths[0]} characters</p><pre>{_text(row.champion_answer)}</pre>"
         f"<p class=soft>Challenger, {row.lengths[1]} characters</p><pre>{_text(row.challenger_answer)}</pre></details>"

@@ -63,15 +63,16 @@ def scatter(
     *,
     diagonal: bool = False,
     zero: bool = False,
+    limits: tuple[float, float] | None = None,
 ) -> str:
-    """Points `(x, y, "win" | "tie" | "loss")`. `diagonal`: both axes have the same range, with the line x = y; `zero`:
-    the lines x = 0 and y = 0."""
+    """Points `(x, y, "win" | "tie" | "loss")`. `diagonal`: both axes have the same range (`limits`, where given), with
+    the line x = y; `zero`: the lines x = 0 and y = 0."""
     width, height, left, bottom = 420, 300, 46, 34
     xs, ys = [p[0] for p in points], [p[1] for p in points]
     if diagonal:
         xs = ys = [*xs, *ys]
-    x0, x1 = _range([*xs, 0.0] if zero else xs)
-    y0, y1 = _range([*ys, 0.0] if zero else ys)
+    x0, x1 = limits or _range([*xs, 0.0] if zero else xs)
+    y0, y1 = limits or _range([*ys, 0.0] if zero else ys)
 
     def at(x: float, y: float) -> tuple[float, float]:
         return (

@@ -77,7 +77,7 @@ async def bench(
 
 async def test_killed_and_run_again(bench: Bench) -> None:
     bench.vllm.answer_delay_s = 0.1
-    process = await bench.start("--concurrency", "2")
+    process = await bench.start("--concurrency", "2", "--max-tokens", "100")
     while bench.vllm.requests < 9:  # noqa: ASYNC110 (the fake has no event)
         await asyncio.sleep(0.02)
     process.send_signal(signal.SIGKILL)
@@ -85,14 +85,14 @@ async def test_killed_and_run_again(bench: Bench) -> None:
     assert not (bench.folder / "var" / "eval" / "model_answer").exists()
     asked, bench.vllm.answer_delay_s = bench.vllm.requests, 0.0
 
-    code, out, error = await bench.run("--concurrency", "2")
+    code, out, error = await bench.run("--concurrency", "2", "--max-tokens", "100")
     assert (code, out) == (0, "base: 20 of 20 questions answered: var/eval/model_answer/base.jsonl\n")
     assert "base: 20 of 20 answered" in error and "waiting" not in error
     assert bench.answers("base") == {f"u{i}": f"base answer 0 to: question {i}" for i in range(20)}
     assert bench.vllm.requests - asked <= 20 - 5, "what was answered before the kill is not asked again"
 
     asked = bench.vllm.requests
-    assert (await bench.run())[0] == 0 and bench.vllm.requests == asked
+    assert (await bench.run("--max-tokens", "100"))[0] == 0 and bench.vllm.requests == asked
     code, _, error = await bench.run("--max-tokens", "9")
     assert code == 2 and error.startswith("haypile: --out: ") and len(error.splitlines()) == 1
 
