@@ -13,6 +13,7 @@ from typing import Any, Literal
 
 import msgspec
 
+from deploy.clients import judge_pool, reward_pool, serving_pool
 from streams.errors import Fatal, HaypileError
 from streams.judge import Judge
 from streams.pairs import PairJudge
@@ -134,9 +135,7 @@ class Loader:
                 log.warning("%s stays loaded at %s: %s", self._meant.served, url, error)
 
 
-async def answer(
-    suite: Suite, meant: Meant, out: Path, settings: Settings, sampling: Sampling, *, reference: bool = False
-) -> Answered:
+async def answer(suite: Suite, meant: Meant, out: Path, settings: Settings, sampling: Sampling) -> Answered:
     """All answers of a model to a suite, in the suite's own format under `out`; goes on where an earlier call ended.
 
     Raises `SettingsError` when `out` holds answers of something else, `Fatal`, `OSError`; an outage is waited out."""
@@ -151,7 +150,9 @@ async def answer(
     )
     with Journal(out / "journal" / f"{name}.jsonl", run) as journal:
         if any(question.key not in journal.answers for question in suite.questions):
-            async with _pool(settings, sampling) as pool, ready(meant, pool, registry) as loader:
+            # An answer may take as long as one of the teacher's.
+            serving = serving_pool(settings, settings.answer.timeout_s, sampling.concurrency)
+            async with serving as pool, ready(meant, pool, registry) as loader:
                 await answer_suite(
                     suite,
                     journal,
@@ -163,19 +164,11 @@ async def answer(
                     on_answer=_Progress(name, len(suite.questions), len(journal.answers)),
                 )
         answers = list(journal.answers.values())
-        file = answers_file(suite, out, name, reference=reference)
+        file = answers_file(suite, out, name)
         file.parent.mkdir(parents=True, exist_ok=True)
         counter = gpt4o_tokens() if suite.format == "arena-hard" else None
         write_atomic(file, formatted(suite, answers, name, counter).encode("utf-8", "replace"))
     return Answered(model=run.model, name=name, file=file, answers=answers)
-
-
-def _pool(settings: Settings, sampling: Sampling) -> VllmPool:
-    """The serving servers; an answer may take as long as one of the teacher's."""
-    key = settings.serving.api_key.get_secret_value() if settings.serving.api_key else None
-    return VllmPool(
-        settings.serving.urls, api_key=key, concurrency=sampling.concurrency, timeout_s=settings.answer.timeout_s
-    )
 
 
 class _Progress:
@@ -222,7 +215,7 @@ async def compare(
         {
             "prompt_id": question.key,
             "difficulty": 0.0,
-            "category": question.row.get("category") or question.row.get("dataset") or "",
+            "category": str(question.row.get("category") or question.row.get("dataset") or ""),
             "messages": [{"role": "user", "content": question.turns[0]}],
         }
         for question in suite.questions
@@ -231,14 +224,7 @@ async def compare(
     recipe = GateRecipe(
         by=by, prompts=max(len(rows), 1), min_prompts=1, length_control=True, everyday=EverydayRecipe(prompts=0)
     )
-    judge_key = settings.judge.api_key.get_secret_value() if settings.judge.api_key else None
-
-    def pool(urls: Sequence[str]) -> VllmPool:
-        section = settings.judge
-        return VllmPool(urls, api_key=judge_key, concurrency=section.concurrency, timeout_s=section.timeout_s)
-
-    reward_urls = settings.reward.urls if settings.reward.kind == "classifier" else []
-    async with pool(settings.judge.urls) as judges, pool(reward_urls or settings.judge.urls) as rewards:
+    async with judge_pool(settings) as judges, reward_pool(settings) as rewards:
         rubric = Judge(judges, settings.judge).rubric
         report = await evaluate(
             rows,

@@ -3,7 +3,7 @@ judges can be run on them. The formats, as of Arena-Hard-Auto's v2.0 and AlpacaE
 
     arena-hard   question.jsonl: `uid`, `prompt`, `category`     → model_answer/NAME.jsonl: `uid`, `ans_id`, `model`,
                  (v0.1 as published today, and v2.0)               `messages` (answers are `{"answer": …}`), `tstamp`
-    alpaca_eval  a JSON list or lines: `instruction`, `dataset`  → model_outputs.json: a list of `dataset`,
+    alpaca_eval  a JSON list or lines: `instruction`, `dataset`  → results/NAME/model_outputs.json: a list of `dataset`,
                                                                    `instruction`, `output`, `generator`
     fastchat     question.jsonl: `question_id`, `turns`          → model_answer/NAME.jsonl: `question_id`,
                  (MT-Bench, and Arena-Hard until 2024)             `answer_id`, `model_id`, `choices`, `tstamp`
@@ -130,10 +130,10 @@ def file_name(model: str) -> str:
     return re.sub(r"[^A-Za-z0-9_.-]+", "-", model).strip("-.") or "model"
 
 
-def answers_file(suite: Suite, out: Path, name: str, *, reference: bool = False) -> Path:
-    """Where the answers of a model go. AlpacaEval has a file of its own for those that others are compared with."""
+def answers_file(suite: Suite, out: Path, name: str) -> Path:
+    """Where the answers of a model go, as those projects have them."""
     if suite.format == "alpaca_eval":
-        return out / ("reference_outputs.json" if reference else "model_outputs.json")
+        return out / "results" / name / "model_outputs.json"
     return out / "model_answer" / f"{name}.jsonl"
 
 

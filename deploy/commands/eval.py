@@ -56,10 +56,7 @@ def evaluate(
         raise SettingsError(f"--baseline: {baseline} is the model itself")
     report = None
     try:
-        answered = [
-            run(suites.answer(read, meant, out, settings, sampling, reference=reference))
-            for meant, reference in zip(models, (False, True), strict=False)
-        ]
+        answered = [run(suites.answer(read, meant, out, settings, sampling)) for meant in models]
         if len(answered) == 2:
             report = run(suites.compare(read, answered[1], answered[0], out, settings, by.value))
     except OSError as error:

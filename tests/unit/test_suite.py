@@ -100,8 +100,7 @@ def test_alpaca_eval(tmp_path: Path, name: str) -> None:
         {"dataset": "helpful_base", "instruction": "first", "output": "A", "generator": "mine"},
         {"dataset": "koala", "instruction": "second", "input": "of this", "output": "B", "generator": "mine"},
     ]
-    assert answers_file(suite, tmp_path, "mine").name == "model_outputs.json"
-    assert answers_file(suite, tmp_path, "mine", reference=True).name == "reference_outputs.json"
+    assert answers_file(suite, tmp_path, "mine") == tmp_path / "results" / "mine" / "model_outputs.json"
 
 
 @pytest.mark.parametrize(

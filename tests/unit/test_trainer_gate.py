@@ -2,6 +2,7 @@
 
 import json
 import random
+import threading
 from collections.abc import AsyncIterator, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -23,6 +24,7 @@ from tests.support.simulated_models import SimulatedModels
 from trainers.everyday import everyday_rows
 from trainers.gate import evaluate, hardest
 from trainers.recipe import EverydayRecipe, GateRecipe
+from trainers.service import serve
 from trainers.verdict import Comparison, GateReport, judge_rows
 
 HARD_ONLY = EverydayRecipe(prompts=0)
@@ -306,6 +308,12 @@ def test_everyday_files_that_are_wrong(tmp_path: Path, content: str | None, says
     with pytest.raises(SettingsError, match=r"training\.everyday") as error:
         everyday_rows(file)
     assert says in str(error.value) and "\n" not in str(error.value)
+
+
+def test_a_trainer_says_at_once_that_its_everyday_prompts_cannot_be_read(tmp_path: Path) -> None:
+    settings = Settings.model_validate({"training": {"recipe": "demo", "everyday": str(tmp_path / "nowhere.jsonl")}})
+    with pytest.raises(SettingsError, match=r"training\.everyday: cannot read"):
+        serve(settings, threading.Event())
 
 
 async def test_pairs_need_somebody_who_compares_them(fake: tuple[FakeVllm, str]) -> None:
