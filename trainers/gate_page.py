@@ -37,7 +37,8 @@ svg text.strong { fill: var(--ink); } .axis { stroke: var(--line); }
 .half { stroke: var(--soft); stroke-dasharray: 4 3; }
 .win { fill: var(--win); } .loss { fill: var(--loss); } .tie { fill: var(--tie); }
 .dot { fill-opacity: .65; } .mark { fill: var(--mark); stroke: var(--mark); }
-.scroll { overflow-x: auto; } table { border-collapse: collapse; width: 100%; }
+.scroll { overflow-x: auto; } .scroll > svg { min-width: 34rem; }
+table { border-collapse: collapse; width: 100%; }
 th, td { text-align: right; padding: .25rem .6rem; border-bottom: 1px solid var(--line); white-space: nowrap; }
 th:first-child, td:first-child { text-align: left; } th { color: var(--soft); font-weight: 600; }
 details { border: 1px solid var(--line); border-radius: .4rem; padding: .5rem .8rem; margin: .5rem 0; }
@@ -58,7 +59,7 @@ def page(report: GateReport, verdicts: tuple[str, str] = ("Promote", "Reject")) 
         _intervals(report),
         _lengths(report),
         "<h2>Won, tied, lost</h2>",
-        bars(_shares(report)),
+        f'<figure class="scroll">{bars(_shares(report))}</figure>',
     ]
     if hard:
         parts += ["<h2>Answer by answer</h2>", f'<div class="pair">{_ratings(hard)}{_by_length(hard)}</div>']
@@ -110,7 +111,8 @@ def _intervals(report: GateReport) -> str:
         rows.append(("everyday prompts, at equal length", same.win_rate, same.lower, same.upper))
         marks = [(2, day.min_lower_bound), (3, day.min_lower_bound)]
     used = "at equal length" if report.decided_on == "length_controlled" else "as it is"
-    return f"<figure>{intervals(rows, marks)}<figcaption>The verdict takes the win rate {used}.</figcaption></figure>"
+    caption = f"<figcaption>The verdict takes the win rate {used}.</figcaption>"
+    return f'<figure class="scroll">{intervals(rows, marks)}{caption}</figure>'
 
 
 def _lengths(report: GateReport) -> str:
