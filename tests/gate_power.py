@@ -53,8 +53,7 @@ class Remembering(VllmPool):
     async def _post(self, path: str, body: Mapping[str, Any]) -> Any:
         key = json.dumps([path, body], sort_keys=True)
         if key not in self.known:
-            answer = await super()._post(path, body)
-            self.known[key] = {name: answer[name] for name in ("choices", "usage")}
+            self.known[key] = await super()._post(path, body)
         return self.known[key]
 
 
@@ -82,7 +81,7 @@ def prompts(count: int) -> list[dict[str, Any]]:
     texts: dict[str, None] = {}
     for source in SOURCES:
         with (ROOT / source).open(encoding="utf-8") as lines:
-            texts |= {str(json.loads(line)["prompt"]): None for line in lines if line.strip()}
+            texts |= {str(json.loads(line).get("prompt", "")): None for line in lines}
     chosen = [text for text in texts if 20 <= len(text) <= MAX_PROMPT_CHARS]
     random.Random(3).shuffle(chosen)
     if len(chosen) < count:
@@ -94,7 +93,9 @@ def prompts(count: int) -> list[dict[str, Any]]:
 
 
 async def measure(url: str, adapter: Path, options: argparse.Namespace) -> None:
-    settings = load_settings({"judge": {"urls": [url]}})
+    # The demo's judge was not trained on pairs: half of its probability is not on A and B.
+    mass = 0.5 if options.by == "reward" else 0.2
+    settings = load_settings({"judge": {"urls": [url], "min_label_mass": mass}})
     recipe = GateRecipe(
         by=options.by,
         prompts=options.prompts,

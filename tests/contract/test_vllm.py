@@ -65,8 +65,7 @@ async def test_a_prompt_over_the_context_is_too_long_and_the_server_lives_on(poo
 async def test_where_a_whole_answer_has_no_room_the_rest_of_the_context_can_be_had(pool: VllmPool) -> None:
     with pytest.raises(TooLong):
         await pool.chat([{"role": "user", "content": "Say hello."}], model="base", max_tokens=5_000)
-    almost_all = "word " * 1_950  # an answer over all of the context would take half a minute
-    [answer] = await pool.chat([{"role": "user", "content": almost_all}], model="base", max_tokens=None)
+    [answer] = await pool.chat([{"role": "user", "content": "Say hello."}], model="base", max_tokens=None)
     assert answer
 
 
