@@ -57,7 +57,7 @@ $(VLLM_READY): requirements-vllm.lock
 	touch $@
 	echo "  .venv-vllm is ready after $$((SECONDS - started)) s"
 
-.PHONY: help setup demo up test lint check chaos outage fuzz mutants curation format lock clean
+.PHONY: help setup demo up test lint check chaos outage fuzz mutants curation gate format lock clean
 
 help:
 	@echo "make setup   the two venvs (every other target does this by itself)"
@@ -71,6 +71,7 @@ help:
 	echo "make fuzz    a million malformed records, each accounted for (10 minutes)"
 	echo "make mutants takes out the lines that keep the promises of delivery; a test must notice each (20 minutes)"
 	echo "make curation  measures the curation rules and writes the tables of docs/curation.md (CURATION=... for one)"
+	echo "make gate    does the gate reject a damaged model and promote a whole one, with a real judge? (10 minutes)"
 	echo "make format  formats the code and applies safe lint fixes"
 	echo "make lock    resolves the lock files anew"
 	echo "make clean   removes the venvs, caches and var/"
@@ -114,6 +115,10 @@ mutants: $(READY)
 # CURATION="near-duplicates" for one table, printed and not written.
 curation: $(READY)
 	@exec $(BIN)/python -m tests.curation $(or $(CURATION),--write)
+
+# GATE="--by judge_pairs" for the judge of pairs; --runs, --prompts, --tokens.
+gate: $(READY) $(VLLM_READY)
+	@exec $(BIN)/python -m tests.gate_power $(GATE)
 
 format: $(READY)
 	@$(BIN)/ruff format .

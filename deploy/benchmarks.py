@@ -1,11 +1,11 @@
 """Reads the benchmark prompts that `ingest.decontaminate` names."""
 
-import json
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import Any
 
 from streams.errors import SettingsError
+from streams.row_files import BadRows, rows_of
 
 FIELDS = ("prompt", "question", "instruction", "problem", "turns", "messages")
 """Where Arena-Hard (`prompt`, `turns` in v0.1), AlpacaEval (`instruction`), MT-Bench (`turns`), sets of mathematics
@@ -55,26 +55,6 @@ def _text(value: Any) -> str:
 
 def _rows(file: Path) -> Iterator[Any]:
     try:
-        if file.suffix == ".parquet":
-            import pyarrow.parquet
-
-            yield from pyarrow.parquet.read_table(file).to_pylist()
-            return
-        with file.open(encoding="utf-8") as lines:
-            if file.suffix == ".json":
-                yield from _list(file, json.load(lines))
-                return
-            for number, line in enumerate(lines, start=1):
-                if line.strip():
-                    try:
-                        yield json.loads(line)
-                    except ValueError as error:
-                        raise SettingsError(f"settings: ingest.decontaminate: {file}, line {number}: {error}") from None
-    except (OSError, ValueError, ImportError) as error:
-        raise SettingsError(f"settings: ingest.decontaminate: cannot read {file}: {error}") from None
-
-
-def _list(file: Path, content: object) -> list[Any]:
-    if not isinstance(content, list):
-        raise SettingsError(f"settings: ingest.decontaminate: {file} is not a list of prompts")
-    return content
+        yield from rows_of(file)
+    except BadRows as error:
+        raise SettingsError(f"settings: ingest.decontaminate: {error}") from None

@@ -16,6 +16,7 @@ from deploy.commands import (
     config,
     dlq,
     doctor,
+    eval,
     explain,
     ingest,
     judge,
@@ -63,6 +64,7 @@ app.command("ingest")(ingest.ingest)
 app.command("status")(status.status)
 app.command("doctor")(doctor.doctor)
 app.command("explain")(explain.explain)
+app.command("eval")(eval.evaluate)
 app.command("train")(train.train)
 app.command("pause")(pause.pause)
 app.command("resume")(pause.resume)

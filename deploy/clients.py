@@ -14,9 +14,16 @@ def teacher_pool(settings: Settings, timeout_s: float | None = None) -> VllmPool
     return _pool(settings.answer, settings.answer.concurrency, timeout_s)
 
 
-def serving_pool(settings: Settings, timeout_s: float | None = None) -> VllmPool:
+def serving_pool(settings: Settings, timeout_s: float | None = None, concurrency: int = 8) -> VllmPool:
     """The servers of the trained model. Few requests at once: users have precedence."""
-    return _pool(settings.serving, 8, timeout_s)
+    return _pool(settings.serving, concurrency, timeout_s)
+
+
+def reward_pool(settings: Settings) -> VllmPool:
+    """The servers that rate answers: the judge's, or a reward model's."""
+    urls = settings.reward.urls if settings.reward.kind == "classifier" else []
+    section = settings.judge.model_copy(update={"urls": urls}) if urls else settings.judge
+    return _pool(section, section.concurrency, None)
 
 
 def _pool(

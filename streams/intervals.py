@@ -4,11 +4,11 @@ import math
 from statistics import NormalDist
 
 
-def wilson(successes: float, trials: int, confidence: float) -> tuple[float, float]:
+def wilson(successes: float, trials: float, confidence: float) -> tuple[float, float]:
     """Wilson's score interval of a proportion (Wilson 1927, JASA 22; Brown, Cai & DasGupta 2001 for small samples).
 
     `successes` may hold halves: with ties counted half the variance of a trial is at most that of a win or loss, so the
-    interval is conservative. (0, 1) without trials.
+    interval is conservative. `trials` may be an effective number. (0, 1) without trials.
     """
     if trials == 0:
         return 0.0, 1.0

@@ -327,6 +327,9 @@ class TrainingSettings(Section):
     """Folder of the adapters; every vLLM server must see it under the same path."""
     work_dir: Path = Path("var/runs")
     """Checkpoints and logs of runs."""
+    everyday: Path | None = None
+    """Ordinary prompts (JSON lines with `prompt` or `messages`, and a `category` if you like) on which the gate looks
+    for regressions; null takes the project's."""
     group: str = "haypile-trainer"
     """Group under which the trainers keep how far `train.requests` is done; it has no members."""
 

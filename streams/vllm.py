@@ -122,18 +122,20 @@ class VllmPool:
         n: int = 1,
         temperature: float = 0.0,
         top_p: float = 1.0,
-        max_tokens: int = 512,
+        max_tokens: int | None = 512,
         seed: int | None = None,
     ) -> list[str]:
-        """`n` answers to an OpenAI chat list (`POST /v1/chat/completions`)."""
+        """`n` answers to an OpenAI chat list (`POST /v1/chat/completions`), of `max_tokens` at most (null: what the
+        context leaves)."""
         body: dict[str, Any] = {
             "model": model,
             "messages": [dict(message) for message in messages],
             "n": n,
             "temperature": temperature,
             "top_p": top_p,
-            "max_tokens": max_tokens,
         }
+        if max_tokens is not None:
+            body["max_tokens"] = max_tokens
         if seed is not None:
             body["seed"] = seed
         answer = await self._post("/v1/chat/completions", body)

@@ -1,25 +1,39 @@
-"""The gate: champion against challenger on the held-out prompts. Statistics and verdict are pure, `evaluate` asks vLLM.
-
-Both answer the same prompts, the hardest first; the same rewarder rates both answers; the higher reward wins.
+"""The gate: champion against challenger. Both answer the same prompts, the hardest held-out ones and everyday ones; the
+rewarder rates both answers, or the judge compares them. `trainers.verdict` has the figures and the verdict.
 """
 
 import asyncio
 import logging
-import math
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
-from typing import Any, Protocol
-
-import msgspec
+from typing import Any, Literal, Protocol
 
 from streams.errors import InvalidRecord
-from streams.intervals import wilson
+from streams.pairs import Preference
 from streams.records import Message
 from streams.retry import OutageLog, patiently
-from streams.vllm import BadRequest, TooLong, VllmPool
+from streams.rubric import conversation_text
+from streams.vllm import BadRequest, TooLong
 from trainers.recipe import GateRecipe
+from trainers.verdict import Comparison, GateReport, judge_rows
 
 log = logging.getLogger(__name__)
+
+
+class Chat(Protocol):
+    """What answers: `streams.vllm.VllmPool`."""
+
+    async def chat(
+        self,
+        messages: Sequence[Mapping[str, str]],
+        *,
+        model: str,
+        temperature: float = 0.0,
+        max_tokens: int = 512,
+        seed: int | None = None,
+    ) -> list[str]:
+        """A list of one answer."""
+        ...
 
 
 class Rewards(Protocol):
@@ -30,89 +44,12 @@ class Rewards(Protocol):
         ...
 
 
-class Comparison(msgspec.Struct, kw_only=True):
-    """One prompt: two answers and their rewards."""
+class Pairs(Protocol):
+    """What compares answers: `streams.pairs.PairJudge`."""
 
-    prompt_id: str
-    difficulty: float
-    champion_reward: float
-    challenger_reward: float
-    champion_answer: str = ""
-    challenger_answer: str = ""
-
-
-class GateReport(msgspec.Struct, kw_only=True):
-    """The numbers, the verdict and its reason. `champion` is the name of what the challenger was compared with."""
-
-    champion: str
-    challenger: str
-    prompts: int
-    skipped: dict[str, int]
-    """Prompts that could not be compared, by reason."""
-    wins: int
-    losses: int
-    ties: int
-    win_rate: float
-    """Of the challenger; ties count half. 0.5 without prompts."""
-    lower: float
-    upper: float
-    """Ends of the confidence interval of the win rate."""
-    confidence: float
-    champion_reward: float
-    challenger_reward: float
-    """Means."""
-    promote: bool
-    reason: str
-    rows: list[Comparison]
-
-
-def judge_rows(
-    rows: Sequence[Comparison], recipe: GateRecipe, *, champion: str, challenger: str, skipped: Mapping[str, int]
-) -> GateReport:
-    """The report and verdict of the comparisons."""
-    gaps = [row.challenger_reward - row.champion_reward for row in rows]
-    wins = sum(gap > recipe.tie_margin for gap in gaps)
-    losses = sum(gap < -recipe.tie_margin for gap in gaps)
-    ties = len(rows) - wins - losses
-    win_rate = (wins + ties / 2) / len(rows) if rows else 0.5
-    lower, upper = wilson(wins + ties / 2, len(rows), recipe.confidence)
-    promote, reason = _verdict(len(rows), win_rate, lower, recipe)
-    return GateReport(
-        champion=champion,
-        challenger=challenger,
-        prompts=len(rows),
-        skipped=dict(skipped),
-        wins=wins,
-        losses=losses,
-        ties=ties,
-        win_rate=win_rate,
-        lower=lower,
-        upper=upper,
-        confidence=recipe.confidence,
-        champion_reward=_mean([row.champion_reward for row in rows]),
-        challenger_reward=_mean([row.challenger_reward for row in rows]),
-        promote=promote,
-        reason=reason,
-        rows=list(rows),
-    )
-
-
-def _verdict(prompts: int, win_rate: float, lower: float, recipe: GateRecipe) -> tuple[bool, str]:
-    if prompts < recipe.min_prompts:
-        action = "promoted unmeasured" if recipe.too_few == "promote" else "rejected"
-        return recipe.too_few == "promote", (
-            f"{prompts} held-out prompts could be compared, fewer than gate.min_prompts {recipe.min_prompts}: {action}"
-        )
-    measured = f"win rate {win_rate:.3f}, lower end {lower:.3f} at {recipe.confidence:.0%}, over {prompts} prompts"
-    if win_rate <= recipe.min_win_rate:
-        return False, f"{measured}: the win rate is not above gate.min_win_rate {recipe.min_win_rate:g}"
-    if lower < recipe.min_lower_bound:
-        return False, f"{measured}: the lower end is under gate.min_lower_bound {recipe.min_lower_bound:g}"
-    return True, f"{measured}: better than the champion as the recipe asks"
-
-
-def _mean(values: Sequence[float]) -> float:
-    return math.fsum(values) / len(values) if values else 0.0
+    async def prefer(self, messages: Sequence[Message], one: str, two: str) -> Preference:
+        """The preference between two answers."""
+        ...
 
 
 def hardest(rows: Sequence[Mapping[str, Any]], count: int) -> list[Mapping[str, Any]]:
@@ -123,18 +60,23 @@ def hardest(rows: Sequence[Mapping[str, Any]], count: int) -> list[Mapping[str, 
 async def evaluate(
     rows: Sequence[Mapping[str, Any]],
     *,
-    pool: VllmPool,
+    pool: Chat,
     champion: str,
     challenger: str,
     rewards: Rewards,
     recipe: GateRecipe,
+    pairs: Pairs | None = None,
+    everyday: Sequence[Mapping[str, Any]] = (),
     seed: int = 17,
 ) -> GateReport:
-    """Compare two served models on rows of a snapshot's held-out split (`prompt_id`, `messages`, `difficulty`).
+    """Compare two served models on rows of a snapshot's held-out split (`prompt_id`, `messages`, `difficulty`,
+    `category`) and on everyday prompts (the same without `difficulty`).
 
-    A prompt that either model or the rewarder cannot take is skipped and counted. An outage is waited out: raises only
-    `Fatal`.
+    `gate.by` chooses between `rewards` and `pairs`. A prompt that either model or the judge cannot take is skipped and
+    counted. An outage is waited out: raises only `Fatal`.
     """
+    if recipe.by == "judge_pairs" and pairs is None:
+        raise ValueError("gate.by is judge_pairs, and there is nothing that compares pairs")
     slots = asyncio.Semaphore(recipe.concurrency)
     outage = OutageLog("gate", time.monotonic)
     skipped: dict[str, int] = {}
@@ -144,9 +86,10 @@ async def evaluate(
         outage.worked()
         return answer
 
-    async def compare(row: Mapping[str, Any]) -> Comparison | None:
+    async def compare(row: Mapping[str, Any], kind: Literal["hard", "everyday"]) -> Comparison | None:
         messages = [Message(role=turn["role"], content=turn["content"]) for turn in row["messages"]]
         turns = [{"role": turn.role, "content": turn.content} for turn in messages]
+        difficulty = row.get("difficulty")
 
         async def answer(model: str) -> str:
             [text] = await pool.chat(
@@ -156,24 +99,32 @@ async def evaluate(
 
         async with slots:
             try:
-                ours = await ask(lambda: answer(champion))
-                theirs = await ask(lambda: answer(challenger))
-                first, second = await ask(lambda: rewards.reward(messages, [ours, theirs]))
+                found = Comparison(
+                    prompt_id=str(row["prompt_id"]),
+                    set=kind,
+                    category=str(row.get("category") or ""),
+                    difficulty=None if difficulty is None else float(difficulty),
+                    prompt=conversation_text(turns),
+                    champion_answer=await ask(lambda: answer(champion)),
+                    challenger_answer=await ask(lambda: answer(challenger)),
+                )
+                ours, theirs = found.champion_answer, found.challenger_answer
+                if pairs is not None and recipe.by == "judge_pairs":
+                    preference: Preference = await ask(lambda: pairs.prefer(messages, ours, theirs))
+                    found.preference, found.first = preference.two, preference.first
+                    found.label_mass = preference.label_mass
+                else:
+                    both = await ask(lambda: rewards.reward(messages, [ours, theirs]))
+                    found.champion_reward, found.challenger_reward = both
             except (InvalidRecord, TooLong, BadRequest) as error:
                 reason = error.reason if isinstance(error, InvalidRecord) else "too_long_or_refused"
                 skipped[reason] = skipped.get(reason, 0) + 1
                 log.info("gate: prompt %s is skipped: %s", row["prompt_id"], error)
                 return None
-        return Comparison(
-            prompt_id=str(row["prompt_id"]),
-            difficulty=float(row["difficulty"]),
-            champion_reward=first,
-            challenger_reward=second,
-            champion_answer=ours,
-            challenger_answer=theirs,
-        )
+        return found
 
-    tasks = [asyncio.create_task(compare(row)) for row in hardest(rows, recipe.prompts)]
+    tasks = [asyncio.create_task(compare(row, "hard")) for row in hardest(rows, recipe.prompts)]
+    tasks += [asyncio.create_task(compare(row, "everyday")) for row in everyday[: recipe.everyday.prompts]]
     try:
         compared = await asyncio.gather(*tasks)
     finally:

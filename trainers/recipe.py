@@ -108,9 +108,22 @@ class DpoRecipe(_PhaseRecipe):
     """One pass of the reference before training instead of one in every step: pays from two epochs on."""
 
 
+class EverydayRecipe(_Section):
+    """The guard against forgetting: ordinary prompts, on which the challenger must not be much worse."""
+
+    prompts: int = Field(60, ge=0)
+    """At most so many, in the order of the file (`training.everyday`); 0: no such comparison."""
+    min_lower_bound: float = Field(0.3, ge=0, le=1)
+    """The lower end of the challenger's win rate on them must be at least this. With 60 prompts and no ties 0.3 stops
+    an equal model in 8 % of all gates, and lets one that wins 30 % of them through in 4 %."""
+
+
 class GateRecipe(_Section):
     """Champion against challenger on held-out prompts."""
 
+    by: Literal["reward", "judge_pairs"] = "reward"
+    """`reward`: each answer is rated alone (`reward.kind`), the higher reward wins. `judge_pairs`: the judge sees both
+    answers, in both orders, and says which is better."""
     prompts: int = Field(500, ge=1)
     """At most so many, hardest first."""
     min_prompts: int = Field(30, ge=1)
@@ -122,7 +135,13 @@ class GateRecipe(_Section):
     temperature: float = Field(0.0, ge=0, le=2)
     """0: the same answer every time."""
     tie_margin: float = Field(0.1, ge=0)
-    """Rewards closer than this are a tie."""
+    """By `reward`: rewards closer than this are a tie."""
+    tie_preference: float = Field(0.02, ge=0, lt=0.5)
+    """By `judge_pairs`: a preference this close to one half is a tie."""
+    length_control: bool = False
+    """Decide on the win rate at equal length (`trainers/length_control.py`), so that longer is not simply better. Both
+    are reported. It needs some hundred prompts: with few, what length explains is hardly known, and the interval is
+    wide."""
     min_win_rate: float = Field(0.5, ge=0, le=1)
     """The challenger's win rate (ties count half) must be above this."""
     min_lower_bound: float = Field(0.5, ge=0, le=1)
@@ -131,6 +150,7 @@ class GateRecipe(_Section):
     """Of the interval (two-sided)."""
     concurrency: int = Field(16, ge=1)
     """Prompts in flight."""
+    everyday: EverydayRecipe = EverydayRecipe()
 
 
 class Recipe(_Section):

@@ -1,7 +1,8 @@
 """The registry: a directory an adapter, a pointer to the champion, and the pointer's history. Pure file code.
 
     adapters/v0001-<run_id>/   adapter_config.json, adapter_model.safetensors, manifest.json; published by one rename
-                               gate.json after the comparison: every prompt, both answers, both rewards
+                               gate.json after the comparison: every prompt, both answers, what was said of them;
+                               gate.html the same as a page
     champion.json              the champion and how it came to be; replaced by rename
     .lock                      flock of writers; .serving.lock of who changes what the servers have loaded
 
@@ -30,6 +31,7 @@ WEIGHTS = "adapter_model.safetensors"
 CONFIG = "adapter_config.json"
 MANIFEST = "manifest.json"
 GATE = "gate.json"
+GATE_PAGE = "gate.html"
 
 VERSION = re.compile(rf"v(\d{{4,}})-({RUN_ID.pattern})")
 
@@ -170,13 +172,16 @@ class Registry:
                 raise
         return manifest
 
-    def set_gate(self, version: str, report: dict[str, Any]) -> None:
-        """Record the gate's report: numbers and verdict in the manifest, the rows beside it. The first one stays."""
+    def set_gate(self, version: str, report: dict[str, Any], page: str | None = None) -> None:
+        """Record the gate's report: numbers and verdict in the manifest, the rows and the page (HTML) beside it. The
+        first one stays."""
         with self._lock(".lock"):
             manifest = self.show(version)
             if manifest.gate is None:
                 folder = self.adapters / version
                 write_atomic(folder / GATE, msgspec.json.format(msgspec.json.encode(report)))
+                if page is not None:
+                    write_atomic(folder / GATE_PAGE, page.encode("utf-8", "replace"))
                 manifest.gate = {name: value for name, value in report.items() if name != "rows"}
                 write_atomic(folder / MANIFEST, msgspec.json.format(msgspec.json.encode(manifest)))
 

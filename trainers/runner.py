@@ -22,7 +22,9 @@ from streams.retry import OutageLog, patiently
 from streams.settings import Settings
 from streams.snapshots import read_manifest, read_rows
 from streams.vllm import VllmPool
-from trainers.gate import GateReport, Rewards, evaluate
+from trainers.everyday import everyday_rows
+from trainers.gate import Pairs, Rewards, evaluate
+from trainers.gate_page import page
 from trainers.launch import TrainingProcess
 from trainers.metrics import TrainerMetrics
 from trainers.promotion import Servers, adapter_name, move, served_name
@@ -30,6 +32,7 @@ from trainers.recipe import Recipe
 from trainers.registry import Manifest, Registry
 from trainers.run import BUSY
 from trainers.rundir import Failure, Plan, Record, RunFolder
+from trainers.verdict import GateReport
 
 log = logging.getLogger(__name__)
 
@@ -59,7 +62,8 @@ class LeaseLost(HaypileError):
 
 
 class Runner:
-    """Does runs. `publish` sends an event and returns when the broker has it; `rewards` rates answers in the gate."""
+    """Does runs. `publish` sends an event and returns when the broker has it; `rewards` rates answers in the gate,
+    `pairs` compares them (needed where a recipe says `gate.by: judge_pairs`)."""
 
     def __init__(
         self,
@@ -70,12 +74,14 @@ class Runner:
         publish: Publish,
         rewards: Rewards,
         metrics: TrainerMetrics,
+        pairs: Pairs | None = None,
     ) -> None:
         self._settings = settings
         self._recipe = recipe
         self._registry = registry
         self._publish = publish
         self._rewards = rewards
+        self._pairs = pairs
         self._metrics = metrics
 
     async def do(self, request: TrainRequest, still_ours: StillOurs) -> Phase:
@@ -232,11 +238,12 @@ class Runner:
                 if attempt == GATE_ATTEMPTS:
                     raise RunFailed("gate", str(error)) from None
                 log.warning("gate: %s; once more", error)
-        await asyncio.to_thread(self._registry.set_gate, manifest.version, msgspec.to_builtins(made))
+        await asyncio.to_thread(self._registry.set_gate, manifest.version, msgspec.to_builtins(made), page(made))
         return self._registry.show(manifest.version).gate or {}
 
     async def _compare(self, rows: list[dict[str, Any]], plan: Plan, challenger: str) -> GateReport:
         serving, champion = self._settings.serving, self._registry.champion().version
+        everyday = everyday_rows(self._settings.training.everyday) if plan.recipe.gate.everyday.prompts else []
         key = serving.api_key.get_secret_value() if serving.api_key else None
         # An answer of the gate takes as long as an answer of the teacher; loading an adapter has its own limit.
         pool = VllmPool(
@@ -256,7 +263,9 @@ class Runner:
                 champion=served_name(serving, champion),
                 challenger=adapter_name(serving, challenger),
                 rewards=self._rewards,
+                pairs=self._pairs,
                 recipe=plan.recipe.gate,
+                everyday=everyday,
                 seed=plan.recipe.seed,
             )
 

@@ -13,7 +13,7 @@ import logging
 import re
 import threading
 import time
-from collections.abc import Coroutine
+from collections.abc import Coroutine, Sequence
 from concurrent.futures import Future
 from contextlib import AsyncExitStack
 from typing import Any, Self, TypeVar
@@ -25,12 +25,14 @@ from streams.cancel import end
 from streams.errors import Fatal, HaypileError, InvalidRecord, SettingsError, Transient
 from streams.judge import Judge
 from streams.lease import Lease
+from streams.pairs import PairJudge
 from streams.records import TrainEvent, TrainRequest
 from streams.redis_client import connect
 from streams.retry import OutageLog, patiently
 from streams.rewards import Rewarder
 from streams.settings import Settings
 from streams.vllm import VllmPool
+from trainers.everyday import everyday_rows
 from trainers.launch import TERM_S
 from trainers.metrics import TrainerMetrics
 from trainers.promotion import Servers
@@ -56,6 +58,9 @@ def serve(settings: Settings, stop: threading.Event) -> None:
     Raises `SettingsError` (recipe, rubric, registry) and `Fatal`; an unreachable Kafka, Redis or vLLM is waited for.
     """
     recipe = load_recipe(settings.training.recipe)
+    everyday_rows(
+        settings.training.everyday
+    )  # the gate reads it after hours of training: say now what is wrong with it
     metrics = TrainerMetrics(CollectorRegistry())
     for folder in (settings.training.work_dir, settings.training.registry):
         try:
@@ -132,13 +137,16 @@ class _Trainer:
         self._stack.push_async_callback(client.aclose)
         self._lease = Lease(client, settings.redis.namespace, "trainer", LEASE_S)
         pool = await self._stack.enter_async_context(_reward_pool(settings))
+        judge_pool = await self._stack.enter_async_context(_judge_pool(settings))
+        rubric = Judge(judge_pool, settings.judge).rubric
         self._runner = Runner(
             settings,
             self._recipe,
             registry=self._registry,
             publish=lambda event: asyncio.to_thread(self._requests.publish, event),
-            rewards=Rewarder(pool, settings, Judge(pool, settings.judge).rubric),
+            rewards=Rewarder(pool, settings, rubric),
             metrics=self._metrics,
+            pairs=PairJudge(judge_pool, settings, rubric),
         )
 
     async def close(self) -> None:
@@ -248,6 +256,11 @@ class _Trainer:
 def _reward_pool(settings: Settings) -> VllmPool:
     """The servers that rate answers: the judge's, or a reward model's."""
     urls = settings.reward.urls if settings.reward.kind == "classifier" else []
+    return _judge_pool(settings, urls)
+
+
+def _judge_pool(settings: Settings, urls: Sequence[str] = ()) -> VllmPool:
+    """The judge's servers, or others that are asked like them."""
     key = settings.judge.api_key.get_secret_value() if settings.judge.api_key else None
     return VllmPool(
         urls or settings.judge.urls,

@@ -11,9 +11,10 @@ from aiohttp.test_utils import TestServer
 from deploy.local.vllm import JUDGE
 from streams.errors import Fatal
 from streams.judge import Judge
+from streams.pairs import PairJudge
 from streams.records import Message
-from streams.rubric import LETTERS, RATINGS, Question, judge_prompts, labels_of, read
-from streams.settings import JudgeSettings
+from streams.rubric import LETTERS, RATINGS, RUBRIC, Question, judge_prompts, labels_of, read
+from streams.settings import JudgeSettings, Settings
 from streams.vllm import TooLong, VllmPool
 from tests.support.fake_vllm import FakeVllm
 
@@ -59,6 +60,23 @@ async def test_a_prompt_over_the_context_is_too_long_and_the_server_lives_on(poo
         await pool.chat([{"role": "user", "content": text}], model="teacher", max_tokens=4)
     rating = await Judge(pool, JudgeSettings(max_chars=100_000)).rate([Message("user", text)])
     assert 0 < rating.seen_chars < len(text)
+
+
+async def test_where_a_whole_answer_has_no_room_the_rest_of_the_context_can_be_had(pool: VllmPool) -> None:
+    with pytest.raises(TooLong):
+        await pool.chat([{"role": "user", "content": "Say hello."}], model="base", max_tokens=5_000)
+    [answer] = await pool.chat([{"role": "user", "content": "Say hello."}], model="base", max_tokens=None)
+    assert answer
+
+
+async def test_the_judge_compares_pairs(pool: VllmPool) -> None:
+    judge = PairJudge(pool, Settings(judge=JudgeSettings(min_label_mass=0.0)), RUBRIC)
+    asked = [Message("user", "Name three fruits.")]
+    found = await judge.prefer(asked, "Apple, banana and cherry.", "zx q q q zx")
+    assert 0 < found.two < 1 and 0 < found.label_mass <= 1
+    assert all(0 <= share <= 1 for share in found.first)
+    same = await judge.prefer(asked, "Apples.", "Apples.")
+    assert same.two == pytest.approx(0.5, abs=0.02)  # batches move single probabilities by thousandths
 
 
 async def test_n_answers(pool: VllmPool) -> None:

@@ -31,6 +31,7 @@ def lenient_recipe(folder: Path) -> Path:
     recipe["sft"] |= {"max_steps": 4, "save_steps": 4, "logging_steps": 1}
     recipe["dpo"] |= {"max_steps": 3, "save_steps": 3, "logging_steps": 1}
     recipe["gate"] |= {"prompts": 3, "min_prompts": 1, "max_tokens": 16, "min_win_rate": 0.0, "min_lower_bound": 0.0}
+    recipe["gate"]["everyday"] = {"prompts": 2, "min_lower_bound": 0.0}
     path = folder / "lenient.yaml"
     path.write_text(yaml.safe_dump(recipe), "utf-8")
     return path

@@ -24,6 +24,8 @@ BAND = re.compile(r"Use the ratings ([1-9]) to ([1-9]) only")
 """In a rubric: another rubric, other ratings."""
 MAX_CHARS = 20_000
 """Longer requests are answered like those over the context length."""
+CONTEXT = 2048
+"""Tokens: a request that asks for more than this is over the context length too."""
 
 
 class FakeVllm:
@@ -102,7 +104,7 @@ class FakeVllm:
                 return failed
             if body["model"] not in [*self.models, *self.adapters]:
                 return _error(404, f"The model `{body['model']}` does not exist.")
-            if any(len(text) > MAX_CHARS for text in _texts(body)):
+            if any(len(text) > MAX_CHARS for text in _texts(body)) or (body.get("max_tokens") or 0) > CONTEXT:
                 return _error(400, "This model's maximum context length is 2048 tokens.")
             return web.json_response(make())
         finally:
@@ -143,6 +145,8 @@ class FakeVllm:
         digest = sha256(asked.encode()).digest()
         if prompt.rstrip(" (").endswith("(A-H):"):
             label, others = "ABCDEFGH"[digest[0] % 8], "ABCDEFGH"
+        elif prompt.rstrip(" (").endswith("(A or B):"):
+            label, others = "AB"[digest[0] % 2], "AB"
         else:
             band = BAND.search(prompt[: found.start()] if found else "")
             least, most = (int(band[1]), int(band[2])) if band else (1, 9)

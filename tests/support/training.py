@@ -93,7 +93,7 @@ def quick_recipe(**changes: dict[str, Any]) -> Recipe:
     content["sft"] |= phase | {"max_steps": 6, "learning_rate": 2.0e-2}
     content["dpo"] |= phase | {"max_steps": 6, "learning_rate": 5.0e-3}
     content["data"] |= {"validation_rows": 4}
-    content["gate"] |= {"max_tokens": 8, "min_prompts": 4}
+    content["gate"] |= {"max_tokens": 8, "min_prompts": 4, "everyday": {"prompts": 0}}
     for section, values in changes.items():
         content[section] |= values
     return Recipe.model_validate(content)

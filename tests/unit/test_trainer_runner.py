@@ -146,6 +146,8 @@ async def test_a_worse_challenger_is_rejected_and_unloaded(bench: Bench) -> None
     assert bench.registry.show("v0002-run2").parent == "v0001-run1"
     gate = json.loads((bench.registry.path("v0002-run2") / "gate.json").read_text())
     assert gate["champion"] == "haypile-v0001-run1" and len(gate["rows"]) == 8
+    page = (bench.registry.path("v0002-run2") / "gate.html").read_text()
+    assert "<b>Reject</b>" in page and "haypile-v0002-run2 against haypile-v0001-run1" in page
 
 
 async def test_a_run_that_has_ended_is_not_run_again(bench: Bench) -> None:
