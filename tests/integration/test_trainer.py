@@ -217,6 +217,34 @@ def test_the_reconciler_gives_a_server_its_champion_back(bench: Bench, vllm: str
     wait_for("the champion again", lambda: name in call("/v1/models"), 30)
 
 
+def test_a_new_champion_that_fails_is_undone_also_by_a_trainer_that_was_killed(bench: Bench, vllm: str) -> None:
+    def answer(instead: dict[str, Any]) -> None:
+        body = json.dumps(instead).encode()
+        request = urllib.request.Request(f"{vllm}/answers", body, {"Content-Type": "application/json"})
+        urllib.request.urlopen(request, timeout=5).close()
+
+    bench.environ["HAYPILE_SERVING__WATCH_EVERY_S"] = "0.5"
+    prefix = bench.environ["HAYPILE_SERVING__ADAPTER_PREFIX"]
+    first = bench.start()
+    for name in "ab":
+        bench.request(name)
+        bench.wait_for(name, "done")
+    first.kill()
+    try:
+        answer({f"{prefix}-v0002-b": {"text": ""}, f"{prefix}-v0003-c": {"tokens": ["la"] * 24}})
+        bench.start()
+        wait_for("the champion before", lambda: bench.registry.champion().version == "v0001-a", 30)
+        last = bench.registry.champion().history[-1]
+        assert (last.kind, last.by) == ("rollback", "watch") and "it is empty" in last.reason
+        bench.request("c")
+        bench.wait_for("c", "rejected")
+    finally:
+        answer({})
+    assert bench.registry.champion().version == "v0001-a"
+    [event] = [e for e in bench.topics.json(bench.topics.names.events) if e["phase"] == "rejected"]
+    assert "the canary failed" in event["metrics"]["reason"]
+
+
 def test_a_wrong_recipe_ends_the_trainer_with_one_line(bench: Bench) -> None:
     bench.environ["HAYPILE_TRAINING__RECIPE"] = "nothing"
     process = Process(["-m", "deploy.cli", "trainer"], bench.folder / "cli.log", bench.environ)
