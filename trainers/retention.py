@@ -15,6 +15,7 @@ from pathlib import Path
 from streams.settings import Settings, TrainingSettings
 from streams.snapshots import SnapshotError, list_snapshots, read_manifest, remove_snapshot
 from trainers.history import Change, champions
+from trainers.recipe import load_recipe
 from trainers.registry import Manifest, Registry
 from trainers.rundir import RunFolder
 
@@ -27,8 +28,6 @@ STAYS = ("request.json", "record.json")
 """Of a run's folder: what was asked and how it ended. A request that comes again is then not run again."""
 PLAN = "plan.json"
 """Removed last: a folder of a run that is over has been cleared when it is gone."""
-REPLAY_SNAPSHOTS = 3
-"""Drawn from by a lineage whose recipe does not say (`data.replay_snapshots`)."""
 
 
 @dataclass(frozen=True)
@@ -52,6 +51,8 @@ class Stored:
     history: Sequence[Change]
     snapshots: Mapping[str, int]
     runs: Sequence[Run]
+    replay_snapshots: int
+    """How many the next run draws from (`data.replay_snapshots` of the recipe)."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +88,7 @@ def decide(stored: Stored, keep: TrainingSettings, now_ms: int) -> Prune:
     needed = {_name(run.snapshot) for run in running}
     for manifest in stored.versions:
         if manifest.version not in adapters:
-            needed |= {_name(snapshot) for snapshot in _replayed(stored.lineage[manifest.version])}
+            needed |= {_name(snapshot) for snapshot in _replayed(stored.lineage[manifest.version], stored)}
     snapshots = _over(sorted(stored.snapshots.items(), key=lambda item: item[1]), keep.keep_snapshots, keep, now_ms)
     over = sorted(((run.run_id, run.at_ms) for run in stored.runs if run.is_over), key=lambda item: item[1])
     return Prune(
@@ -113,20 +114,18 @@ def _young(at_ms: int, now_ms: int) -> bool:
     return now_ms - at_ms < YOUNG_MS
 
 
-def _replayed(lineage: Sequence[Manifest]) -> list[str]:
-    """Snapshots that a run from the first of the lineage draws from, its own included."""
-    if not lineage:
-        return []
+def _replayed(lineage: Sequence[Manifest], stored: Stored) -> list[str]:
+    """Snapshots that the first of the lineage was trained on and drew from, and those that a run from it would."""
     data = lineage[0].recipe.get("data")
-    count = data.get("replay_snapshots", REPLAY_SNAPSHOTS) if isinstance(data, Mapping) else REPLAY_SNAPSHOTS
+    drew = int(data.get("replay_snapshots", 0)) if isinstance(data, Mapping) else 0
     distinct = list(dict.fromkeys(manifest.snapshot for manifest in lineage))
-    # One more than a run draws: the champion's own may be the new run's (a repeat), which is then left out.
-    return distinct[: int(count) + 1]
+    # One more than is drawn: its own comes first, and so it may for the next run, which then leaves it out.
+    return distinct[: max(drew, stored.replay_snapshots) + 1]
 
 
 def take_stock(settings: Settings, registry: Registry) -> Stored:
     """What there is. Raises `Fatal` for what cannot be read: then nothing is removed. (A snapshot that cannot be read
-    is passed over, and stays.)"""
+    is passed over, and stays.) Raises `SettingsError` for the recipe."""
     versions = registry.versions()
     return Stored(
         versions=versions,
@@ -134,6 +133,7 @@ def take_stock(settings: Settings, registry: Registry) -> Stored:
         history=registry.champion().history,
         snapshots=_snapshots(settings.training.snapshots),
         runs=_runs(settings.training.work_dir),
+        replay_snapshots=load_recipe(settings.training.recipe).data.replay_snapshots,
     )
 
 

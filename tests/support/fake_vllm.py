@@ -44,8 +44,8 @@ class FakeVllm:
         self.adapters: dict[str, str] = {}
         self.ratings: dict[str, int] = {}
         self.answers: dict[str, dict[str, Any]] = {}
-        """Model → what it does instead of answering: `text`, `tokens`, `logprob`, `finish_reason`, `as` (another model),
-        `status` (an error); `*` is every adapter."""
+        """Model → what it does instead of answering: `text`, `tokens`, `logprob`, `finish_reason`, `as` (another
+        model), `status` (an error); `*` is every adapter."""
         self.answered: Counter[tuple[str, str]] = Counter()
         """Requests by path and status group, as vLLM's `/metrics` count them."""
         self.requests = 0

@@ -13,7 +13,7 @@ from streams.records import TrainRequest
 from streams.settings import Settings, TrainingSettings
 from streams.snapshots import list_snapshots, write_snapshot
 from tests.support.cluster import publish
-from tests.support.training import MemoryBuffer, write_snapshot_of_sums
+from tests.support.training import MemoryBuffer, quick_recipe, write_snapshot_of_sums
 from trainers.history import Change, champions
 from trainers.registry import Manifest, Registry, UnknownVersion
 from trainers.retention import DAY_MS, Run, Stored, decide, prune
@@ -70,7 +70,7 @@ def lives(draw: st.DrawFn) -> tuple[Stored, TrainingSettings]:
 
     removed = draw(st.sets(st.sampled_from(sorted(set(by_name) - set(champions(history)[-2:]) or {""}))))
     left = [m for m in versions if m.version not in removed]
-    extra = draw(st.integers(0, 3))
+    extra, replay = draw(st.integers(0, 3)), draw(st.integers(0, 3))
     snapshots = {m.snapshot: m.created_at for m in versions} | {f"s/x{i}": NOW - i * DAY_MS for i in range(extra)}
     keep = TrainingSettings(
         keep_adapters=draw(st.integers(1, 4)),
@@ -79,7 +79,7 @@ def lives(draw: st.DrawFn) -> tuple[Stored, TrainingSettings]:
         keep_runs=draw(st.integers(0, 3)),
         keep_days=draw(st.sampled_from([None, 0.5, 30.0])),
     )
-    return Stored(left, {m.version: lineage(m.version) for m in left}, history, snapshots, runs), keep
+    return Stored(left, {m.version: lineage(m.version) for m in left}, history, snapshots, runs, replay), keep
 
 
 @given(lives())
@@ -103,9 +103,8 @@ def test_what_must_stay_stays(life: tuple[Stored, TrainingSettings]) -> None:
             assert not [m for m in stored.versions if m.run_id == run.run_id and m.version in gone]
     for version in set(by_name) - gone:
         lineage = stored.lineage[version]
-        replayed = list(dict.fromkeys(m.snapshot for m in lineage))[
-            : by_name[version].recipe["data"]["replay_snapshots"]
-        ]
+        depth = max(by_name[version].recipe["data"]["replay_snapshots"], stored.replay_snapshots)
+        replayed = list(dict.fromkeys(m.snapshot for m in lineage))[:depth]
         assert not set(replayed) & set(plan.snapshots)
     young = {m.version for m in stored.versions if NOW - m.created_at < DAY_MS}
     assert not gone & young
@@ -127,6 +126,7 @@ def test_what_is_left_is_bounded_and_a_second_pass_finds_nothing(life: tuple[Sto
         stored.history,
         {s: at for s, at in stored.snapshots.items() if s not in plan.snapshots},
         [run for run in stored.runs if run.run_id not in plan.runs],
+        stored.replay_snapshots,
     )
     again = decide(after, keep, NOW)
     assert (again.adapters, again.runs) == ([], [])
@@ -184,7 +184,9 @@ class Disk:
 @pytest.fixture
 async def disk(tmp_path: Path) -> Disk:
     """Six generations, each the child of the one before; the fourth was rejected."""
-    disk = Disk(tmp_path, keep_adapters=1, keep_rejected=0, keep_snapshots=1, keep_runs=1)
+    recipe = tmp_path / "recipe.yaml"
+    recipe.write_text(quick_recipe(data={"replay_snapshots": 1}).model_dump_json())
+    disk = Disk(tmp_path, recipe=str(recipe), keep_adapters=1, keep_rejected=0, keep_snapshots=1, keep_runs=1)
     parent = None
     for number, name in enumerate("abcdef"):
         version = await disk.run(name, parent, promote=name != "d", is_over=True)
