@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from deploy.commands.common import JsonOption, buffer_of, console, generations_of, one_line, print_json, run
+from deploy.commands.common import JsonOption, buffer_of, console, generations_of, needs, one_line, print_json, run
 from deploy.set_formats import SetFormat
 
 if TYPE_CHECKING:
@@ -112,7 +112,7 @@ def export(
         async with buffer_of(settings, name) as buffer:
             return [member async for chunk in buffer.iterate() for member in chunk]
 
-    with new_folder(out) as folder:
+    with new_folder(out) as folder, needs("worker"):
         held_out = {member.prompt.prompt_id for member in run(read("eval"))}
         curated = curate(run(read("main")), held_out, recipe, format)
         counts = write_sets(curated, folder, format)

@@ -5,7 +5,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from deploy.commands.common import JsonOption, console, print_json, run
+from deploy.commands.common import JsonOption, console, needs, print_json, run
 
 if TYPE_CHECKING:
     from streams.settings import Settings
@@ -224,7 +224,7 @@ def merge(version: VersionArgument, out: OutOption, base: BaseOption = None) -> 
     registry = Registry(settings.training.registry)
     version = _version(registry, version)
     base_model = _base_model(settings, registry, version, base)
-    with new_folder(out) as folder:
+    with new_folder(out) as folder, needs("trainer"):
         registry.verify(version)
         merge_into(base_model, registry.path(version), folder)
     print(f"{version} merged into {base_model}: {out}")
@@ -249,7 +249,7 @@ def export(
     version = _version(registry, version)
     registry.verify(version)
     base_model = _base_model(settings, registry, version, base) if merged else None
-    with new_folder(out) as folder:
+    with new_folder(out) as folder, needs("trainer"):
         export_into(lineage_of(registry, version), registry.path(version), folder, base_model=base_model)
     print(f"{version}{', merged' if merged else ''}: {out}")
 
