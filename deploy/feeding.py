@@ -58,7 +58,8 @@ def _set_row(row: object, source: str) -> tuple[bytes, bytes | None, str | None]
     if not isinstance(row, dict):
         return b"", None, "is not a row with columns"
     try:
-        return encode(raw_record(row, source)), None, None
+        record = raw_record(row, source)
+        return encode(record), _key(record.user_id), None
     except (ValueError, UnicodeEncodeError) as error:
         return b"", None, str(error)
 

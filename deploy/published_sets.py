@@ -14,9 +14,11 @@ A rejected answer has no place in a raw record and is left out.
 
 import hashlib
 import json
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
+
+import msgspec
 
 from streams.errors import SettingsError
 from streams.records import Message, RawPrompt, Role
@@ -53,8 +55,13 @@ def is_of_a_set(row: object) -> bool:
 
 
 def raw_record(row: Mapping[str, Any], source: str) -> RawPrompt:
-    """The raw record of a row. Its id is the set's name with the row's own id, or with a digest of the conversation: a
-    set that is sent again is a redelivery. Raises `ValueError` that says what the row lacks."""
+    """The raw record of a row; of one that is a raw record itself all its fields. Its id is the set's name with the
+    row's own id, or with a digest of the conversation: a set that is sent again is a redelivery. Raises `ValueError`
+    that says what the row lacks."""
+    own = None if is_of_a_set(row) or row.get("completion") else _raw(row)
+    if own is not None:
+        turns = own.messages or [Message("user", str(own.prompt))]
+        return msgspec.structs.replace(own, id=own.id or f"{source}:{_key({}, turns)}", source=own.source or source)
     turns = _conversation(row)
     system = row.get("system")
     if isinstance(system, str) and system.strip() and (not turns or turns[0].role != "system"):
@@ -72,6 +79,15 @@ def raw_record(row: Mapping[str, Any], source: str) -> RawPrompt:
         source=source,
         response=response,
     )
+
+
+def _raw(row: Mapping[str, Any]) -> RawPrompt | None:
+    """The row as it is, if it is a raw record (columns without a value do not count)."""
+    try:
+        found = msgspec.convert({name: value for name, value in row.items() if value is not None}, RawPrompt)
+    except msgspec.ValidationError:
+        return None
+    return None if found.prompt is None and not found.messages else found
 
 
 def _key(row: Mapping[str, Any], turns: list[Message]) -> str:
@@ -176,15 +192,15 @@ def _rows(file: Path) -> Iterator[Any]:
             for batch in table.iter_batches(batch_size=ROWS_AT_ONCE):
                 yield from batch.to_pylist()
     elif file.suffix == ".json":
-        content = json.loads(file.read_text(encoding="utf-8"))
-        if not isinstance(content, list):
-            raise ValueError("it is not a list of rows")
-        yield from content
+        text = file.read_text(encoding="utf-8")
+        yield from json.loads(text) if text.lstrip().startswith("[") else map(json.loads, _lines(text.splitlines()))
     else:
-        with file.open("rb") as lines:
-            for line in lines:
-                if line.strip():
-                    yield json.loads(line)
+        with file.open(encoding="utf-8") as lines:
+            yield from map(json.loads, _lines(lines))
+
+
+def _lines(lines: Iterable[str]) -> Iterator[str]:
+    return (line for line in lines if line.strip())
 
 
 def _saved(folder: Path) -> Iterator[tuple[str, Any]]:

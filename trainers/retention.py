@@ -123,27 +123,25 @@ def _replayed(lineage: Sequence[Manifest], stored: Stored) -> list[str]:
     return distinct[: max(drew, stored.replay_snapshots) + 1]
 
 
-def take_stock(settings: Settings, registry: Registry) -> Stored:
-    """What there is. Raises `Fatal` for what cannot be read: then nothing is removed. (A snapshot that cannot be read
-    is passed over, and stays.) Raises `SettingsError` for the recipe."""
-    versions = registry.versions()
-    return Stored(
-        versions=versions,
-        lineage={m.version: registry.lineage(m.version) for m in versions},
-        history=registry.champion().history,
-        snapshots=_snapshots(settings.training.snapshots),
-        runs=_runs(settings.training.work_dir),
-        replay_snapshots=load_recipe(settings.training.recipe).data.replay_snapshots,
-    )
-
-
 def prune(settings: Settings, registry: Registry, now_ms: int, *, dry_run: bool = False) -> Prune:
     """Remove what `decide` says (not with `dry_run`); returns it. A kill half-way is made good by the next call.
 
-    Raises `Fatal` and `SnapshotError` (something cannot be read or removed), `Transient` (a lock is held).
+    Raises `Fatal` (something cannot be read: nothing is removed), `SnapshotError` (a snapshot cannot be removed),
+    `SettingsError` (the recipe) and `Transient` (a lock is held). A snapshot that cannot be read stays.
     """
-    with registry.serving_lock():
-        plan = decide(take_stock(settings, registry), settings.training, now_ms)
+    replay = load_recipe(settings.training.recipe).data.replay_snapshots
+    snapshots, runs = _snapshots(settings.training.snapshots), _runs(settings.training.work_dir)
+    with registry.serving_lock():  # no promotion of what goes; not held while snapshots are read, which may be far away
+        versions = registry.versions()
+        stored = Stored(
+            versions=versions,
+            lineage={m.version: registry.lineage(m.version) for m in versions},
+            history=registry.champion().history,
+            snapshots=snapshots,
+            runs=runs,
+            replay_snapshots=replay,
+        )
+        plan = decide(stored, settings.training, now_ms)
         if dry_run:
             return plan
         for version in plan.adapters:

@@ -21,6 +21,7 @@ from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 
 from streams.records import TrainRequest, encode
 from tests.support import fake_training
+from tests.support.cluster import publish
 from tests.support.stack import Process, Topics, fake_vllm, running_broker, wait_for
 from tests.support.training import quick_recipe, write_snapshot_of_sums
 from trainers.registry import Registry
@@ -224,6 +225,8 @@ def test_a_new_champion_that_fails_is_undone_also_by_a_trainer_that_was_killed(b
         urllib.request.urlopen(request, timeout=5).close()
 
     bench.environ["HAYPILE_SERVING__WATCH_EVERY_S"] = "0.5"
+    bench.environ |= {"HAYPILE_TRAINING__PRUNE_EVERY_S": "0.5", "HAYPILE_TRAINING__KEEP_REJECTED": "0"}
+    old = publish(bench.registry, bench.folder, "old", now_ms=1)
     prefix = bench.environ["HAYPILE_SERVING__ADAPTER_PREFIX"]
     first = bench.start()
     for name in "ab":
@@ -231,16 +234,17 @@ def test_a_new_champion_that_fails_is_undone_also_by_a_trainer_that_was_killed(b
         bench.wait_for(name, "done")
     first.kill()
     try:
-        answer({f"{prefix}-v0002-b": {"text": ""}, f"{prefix}-v0003-c": {"tokens": ["la"] * 24}})
+        answer({f"{prefix}-v0003-b": {"text": ""}, f"{prefix}-v0004-c": {"tokens": ["la"] * 24}})
         bench.start()
-        wait_for("the champion before", lambda: bench.registry.champion().version == "v0001-a", 30)
+        wait_for("the champion before", lambda: bench.registry.champion().version == "v0002-a", 30)
         last = bench.registry.champion().history[-1]
         assert (last.kind, last.by) == ("rollback", "watch") and "it is empty" in last.reason
         bench.request("c")
         bench.wait_for("c", "rejected")
     finally:
         answer({})
-    assert bench.registry.champion().version == "v0001-a"
+    assert bench.registry.champion().version == "v0002-a"
+    assert [m.version for m in bench.registry.pruned()] == [old], "retention runs with the trainer"
     [event] = [e for e in bench.topics.json(bench.topics.names.events) if e["phase"] == "rejected"]
     assert "the canary failed" in event["metrics"]["reason"]
 

@@ -223,6 +223,20 @@ def test_json_lines_are_a_set_when_the_first_one_is_and_raw_records_stay_byte_fo
     assert json.loads(value)["response"] == "Rayleigh."
 
 
+def test_a_set_of_raw_records_keeps_their_fields(tmp_path: Path) -> None:
+    own = {"id": "r-1", "prompt": "x", "user_id": "u", "feedback": 0.5, "metadata": {"a": "b"}}
+    rows = [own | {"messages": None}, {"prompt": "y", "response": "z"}, {"prompt": "y", "completion": "z"}]
+    (tmp_path / "own.json").write_text(json.dumps(rows))
+    (tmp_path / "lines.json").write_text("".join(json.dumps(row) + "\n" for row in rows))
+    for name in ("own", "lines"):
+        lines = list(rows_of_set(tmp_path / f"{name}.json"))
+        found = [json.loads(value) for _, value, _, _ in lines]
+        assert [key for _, _, key, _ in lines] == [b"u", None, None]
+        assert found[0] == own | {"source": name}
+        assert [(record["prompt"], record["response"]) for record in found[1:]] == [("y", "z")] * 2
+        assert found[1]["id"] == found[2]["id"]
+
+
 def test_files_folders_and_what_datasets_saves(tmp_path: Path) -> None:
     from datasets import Dataset, DatasetDict
 
@@ -244,7 +258,7 @@ def test_files_folders_and_what_datasets_saves(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(
     ("name", "content", "says"),
-    [("x.parquet", b"no", "cannot read"), ("x.json", b"{}", "not a list"), ("x.jsonl", b"{", "cannot read")],
+    [("x.parquet", b"no", "cannot read"), ("x.json", b"[1,", "cannot read"), ("x.jsonl", b"\xff", "cannot read")],
 )
 def test_a_file_that_cannot_be_read_is_named(tmp_path: Path, name: str, content: bytes, says: str) -> None:
     (tmp_path / name).write_bytes(content)
