@@ -9,7 +9,6 @@ from deploy.commands.common import JsonOption, console, needs, print_json, run
 
 if TYPE_CHECKING:
     from streams.settings import Settings
-    from trainers.lineage import Lineage
     from trainers.registry import Registry
 
 app = typer.Typer(help="The adapters that were trained.", no_args_is_help=True)
@@ -70,17 +69,18 @@ def _verdict(promote: bool | None, sane: bool | None) -> str:
 @app.command()
 def show(version: VersionArgument, as_json: JsonOption = False) -> None:
     """Where a version comes from: snapshot, prompts, judge, recipe, parents, the gate's report; what became of it."""
+    from deploy.lineage import told
     from streams.settings import load_settings
     from trainers.lineage import lineage_of
     from trainers.registry import Registry
 
-    settings = load_settings()
-    registry = Registry(settings.training.registry)
+    registry = Registry(load_settings().training.registry)
     found = lineage_of(registry, _version(registry, version))
     if as_json:
         print_json(found)
     else:
-        _print_lineage(found)
+        for line in told(found):
+            print(line)
 
 
 def _version(registry: "Registry", version: str) -> str:
@@ -93,45 +93,6 @@ def _version(registry: "Registry", version: str) -> str:
     if champion is None:
         raise Fatal("the base model serves: no adapter is the champion")
     return champion
-
-
-def _print_lineage(found: "Lineage") -> None:
-    from trainers.lineage import when
-
-    manifest = found.manifest
-    print(f"{manifest.version}{' (the champion)' if found.is_champion else ''}")
-    print(f"  made         {when(manifest.created_at)} by run {manifest.run_id}")
-    if manifest.pruned_at is not None:
-        print(f"  removed      {when(manifest.pruned_at)} by retention; this is what is remembered")
-    print(f"  base model   {manifest.base_model}")
-    print(f"  snapshot     {manifest.snapshot}")
-    if found.snapshot is None:
-        print("               (no longer kept)")
-    else:
-        rows = found.snapshot["rows"]
-        reasons = ", ".join(found.snapshot["reasons"] or []) or "not recorded"
-        print(f"               {rows.get('train', 0)} prompts, {rows.get('eval', 0)} held out; because of {reasons}")
-    print(f"  judge        {manifest.judge}")
-    for step in found.ancestors[1:]:
-        print(f"  parent       {step.version} on {step.snapshot}{' (removed)' if step.removed else ''}")
-    print(f"  parent       {manifest.base_model}")
-    recipe = manifest.recipe
-    for section in ("data", "lora", "sft", "dpo"):
-        if section in recipe:
-            print(f"  {section:12s} {', '.join(f'{name} {value}' for name, value in recipe[section].items())}")
-    for name, value in manifest.metrics.items():
-        print(f"  {name:28s} {value:g}" if isinstance(value, float) else f"  {name:28s} {value}")
-    gate, canary = manifest.gate, manifest.canary
-    print(f"  gate         {'none yet' if gate is None else _gate_line(gate)}")
-    if canary is not None:
-        print(f"  canary       {'passed' if canary['passed'] else 'FAILED'}: {canary['reason']}")
-    for change in found.history:
-        where = "served" if change.version == manifest.version else f"{change.version or 'the base model'} served"
-        print(f"  {when(change.at)}  {where} from here on: {change.kind} by {change.by} ({change.reason})")
-
-
-def _gate_line(gate: dict[str, object]) -> str:
-    return f"{'promote' if gate.get('promote') else 'reject'}: {gate.get('reason')} (against {gate.get('champion')})"
 
 
 @app.command()
