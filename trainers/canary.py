@@ -16,9 +16,9 @@ from streams.errors import Fatal, HaypileError, Transient
 from streams.settings import ServingSettings
 from streams.vllm import BadRequest, ChatAnswer, TooLong, VllmPool
 
-TRIES = 3
+TRIES = 5
 """Requests that a server may fail while it answers as the base model; then it is the adapter's fault."""
-AGAIN_S = 0.5
+AGAIN_S = 2.0
 LOOP_TOKENS = 10
 """A shorter answer is never called a loop: "no no no" may be right."""
 LEAST_DISTINCT = 0.2
