@@ -131,7 +131,9 @@ async def test_an_outage_is_not_the_adapters_fault(cluster: Cluster) -> None:
     assert cluster.registry.show(cluster.versions[0]).canary is None
 
 
-async def test_a_server_that_fails_for_a_moment_is_no_failure_of_the_adapter(cluster: Cluster, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_a_server_that_fails_for_a_moment_is_no_failure_of_the_adapter(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr("trainers.canary.AGAIN_S", 0.01)
     async with Servers(cluster.serving.model_copy(update={"canary": ["Hello?"]})) as servers:
         await servers.load(cluster.registry, cluster.versions[0])

@@ -1,9 +1,12 @@
 """Retention: what must stay stays, whatever happened before; what goes is gone, and lineage remembers it."""
 
 import json
+import time
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
 
+import msgspec
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
@@ -11,9 +14,10 @@ from hypothesis import strategies as st
 from streams.errors import Fatal, Transient
 from streams.records import TrainRequest
 from streams.settings import Settings, TrainingSettings
+from streams.snapshots import Manifest as SnapshotManifest
 from streams.snapshots import list_snapshots, write_snapshot
 from tests.support.cluster import publish
-from tests.support.training import MemoryBuffer, quick_recipe, write_snapshot_of_sums
+from tests.support.training import MemoryBuffer, quick_recipe
 from trainers.history import Change, champions
 from trainers.registry import Manifest, Registry, UnknownVersion
 from trainers.retention import DAY_MS, Run, Stored, decide, prune
@@ -149,8 +153,8 @@ class Disk:
         self.folder = folder
         self.registry = Registry(folder / "registry")
 
-    async def run(self, name: str, parent: str | None, *, promote: bool = True, is_over: bool = True) -> str:
-        snapshot = await write_snapshot_of_sums(self.folder / "snapshots", name, train=2, held_out=1)
+    def run(self, name: str, parent: str | None, *, promote: bool = True, is_over: bool = True) -> str:
+        snapshot = self.snapshot(name)
         version = publish(self.registry, self.folder, name, snapshot=snapshot, parent=parent)
         folder = RunFolder.of(self.settings.training.work_dir, name)
         (folder.path / "sft").mkdir(parents=True)
@@ -167,9 +171,18 @@ class Disk:
             self.registry.set_gate(version, {"promote": False})
         return version
 
-    def prune(self, days: float = 2, **options: Any) -> Any:
-        import time
+    def snapshot(self, name: str) -> str:
+        """What retention looks at: a manifest."""
+        path = self.folder / "snapshots" / name
+        path.mkdir(parents=True)
+        created_at = datetime.now(UTC).isoformat()
+        manifest = SnapshotManifest(
+            version=1, run_id=name, created_at=created_at, judge=None, files={}, decision={}, settings={}
+        )
+        (path / "manifest.json").write_bytes(msgspec.json.encode(manifest))
+        return str(path)
 
+    def prune(self, days: float = 2, **options: Any) -> Any:
         return prune(self.settings, self.registry, int(time.time() * 1000 + days * DAY_MS), **options)
 
     def there(self) -> tuple[list[str], list[str], list[str]]:
@@ -182,14 +195,14 @@ class Disk:
 
 
 @pytest.fixture
-async def disk(tmp_path: Path) -> Disk:
+def disk(tmp_path: Path) -> Disk:
     """Six generations, each the child of the one before; the fourth was rejected."""
     recipe = tmp_path / "recipe.yaml"
     recipe.write_text(quick_recipe(data={"replay_snapshots": 1}).model_dump_json())
     disk = Disk(tmp_path, recipe=str(recipe), keep_adapters=1, keep_rejected=0, keep_snapshots=1, keep_runs=1)
     parent = None
     for number, name in enumerate("abcdef"):
-        version = await disk.run(name, parent, promote=name != "d", is_over=True)
+        version = disk.run(name, parent, promote=name != "d", is_over=True)
         parent = parent if name == "d" else version
         file = disk.registry.path(version) / "manifest.json"
         content = json.loads(file.read_bytes())
@@ -197,7 +210,7 @@ async def disk(tmp_path: Path) -> Disk:
     return disk
 
 
-async def test_what_is_not_kept_is_removed_and_a_second_time_nothing(disk: Disk) -> None:
+def test_what_is_not_kept_is_removed_and_a_second_time_nothing(disk: Disk) -> None:
     before = disk.there()
     plan = disk.prune(dry_run=True)
     assert disk.there() == before
@@ -211,7 +224,7 @@ async def test_what_is_not_kept_is_removed_and_a_second_time_nothing(disk: Disk)
     assert sorted(entry.name for entry in disk.registry.adapters.iterdir()) == versions
 
 
-async def test_lineage_goes_on_through_what_was_removed_and_numbers_and_runs_are_not_used_again(disk: Disk) -> None:
+def test_lineage_goes_on_through_what_was_removed_and_numbers_and_runs_are_not_used_again(disk: Disk) -> None:
     disk.prune()
     chain = disk.registry.lineage("v0006-f")
     assert [m.version for m in chain] == ["v0006-f", "v0005-e", "v0003-c", "v0002-b", "v0001-a"]
@@ -226,13 +239,13 @@ async def test_lineage_goes_on_through_what_was_removed_and_numbers_and_runs_are
     assert disk.registry.manifest("v0001-a").run_id == "a"
 
 
-async def test_a_rollback_passes_over_what_was_removed(disk: Disk) -> None:
+def test_a_rollback_passes_over_what_was_removed(disk: Disk) -> None:
     disk.prune()
     assert disk.registry.rollback(reason="bad", by="me").version == "v0005-e"
     assert disk.registry.rollback(reason="bad", by="me").version is None
 
 
-async def test_a_run_that_was_cleared_is_still_over(disk: Disk) -> None:
+def test_a_run_that_was_cleared_is_still_over(disk: Disk) -> None:
     disk.prune()
     for name in "abcdef":
         folder = RunFolder.of(disk.settings.training.work_dir, name)
@@ -241,14 +254,14 @@ async def test_a_run_that_was_cleared_is_still_over(disk: Disk) -> None:
     assert len(left) == 1
 
 
-async def test_what_a_run_that_is_not_over_needs_stays(disk: Disk) -> None:
-    running = await disk.run("g", "v0002-b", promote=False, is_over=False)
+def test_what_a_run_that_is_not_over_needs_stays(disk: Disk) -> None:
+    running = disk.run("g", "v0002-b", promote=False, is_over=False)
     disk.prune()
     versions, snapshots, runs = disk.there()
     assert "v0002-b" in versions and running in versions and "g" in snapshots and "g" in runs
 
 
-async def test_a_kill_in_between_is_made_good(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_kill_in_between_is_made_good(disk: Disk, monkeypatch: pytest.MonkeyPatch) -> None:
     import os
     import shutil
 
@@ -272,7 +285,7 @@ async def test_a_kill_in_between_is_made_good(disk: Disk, monkeypatch: pytest.Mo
     assert not [entry.name for entry in left if entry.name.startswith(".")]
 
 
-async def test_the_champion_is_never_removed_and_a_promotion_and_a_removal_keep_apart(disk: Disk) -> None:
+def test_the_champion_is_never_removed_and_a_promotion_and_a_removal_keep_apart(disk: Disk) -> None:
     with pytest.raises(Fatal, match="is the champion"):
         disk.registry.remove("v0006-f", now_ms=5)
     with disk.registry.serving_lock(), pytest.raises(Transient):
@@ -285,7 +298,7 @@ def _impatient(registry: Registry) -> Registry:
     return registry
 
 
-async def test_a_snapshot_that_cannot_be_read_stays_and_stops_nothing(disk: Disk) -> None:
+def test_a_snapshot_that_cannot_be_read_stays_and_stops_nothing(disk: Disk) -> None:
     (Path(disk.settings.training.snapshots) / "a" / "manifest.json").write_text("{")
     disk.prune()
     assert disk.there()[1] == ["a", "c", "e", "f"]
