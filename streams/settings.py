@@ -331,9 +331,9 @@ class ServingSettings(Section):
     canary. Easy on purpose: it is for adapters that are broken, the gate is for those that are worse."""
     canary_tokens: int = Field(24, ge=1)
     """Of one answer: enough to see a loop."""
-    canary_min_logprob: float = Field(-3.0, lt=0)
-    """Least mean log-probability of an answer's tokens (greedy). A model that knows what it says is near -0.5, guessing
-    among all tokens is near -10."""
+    canary_min_logprob: float = Field(-2.0, lt=0)
+    """Least mean log-probability of an answer's tokens (greedy). SmolLM2-135M has -0.4 to -1.1 on these prompts, with
+    random weights added until it talks nonsense -1.8 to -2.4 (docs/training.md); larger models are surer."""
     watch_s: float = Field(300, ge=0)
     """After a promotion the trainer repeats the canary and counts errors for so long, and returns to the version before
     when something fails; 0: it does not."""

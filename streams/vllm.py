@@ -218,7 +218,7 @@ class VllmPool:
             for found in _HTTP_REQUESTS.finditer(text)
             if found["handler"].startswith("/v1/")
         ]
-        if not counts:
+        if "http_requests_total" not in text:
             return None
         return int(sum(value for value, _ in counts)), int(sum(value for value, failed in counts if failed))
 

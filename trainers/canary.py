@@ -126,14 +126,13 @@ async def _ask(pool: VllmPool, serving: ServingSettings, name: str, prompt: str)
             answer = await _inspect(pool, serving, name, prompt)
             problem = problem_of(answer, serving.canary_min_logprob)
             break
-        except (BadRequest, TooLong) as error:
-            problem = f"was refused: {error}"
-            break
         except Fatal as error:
             raise Transient(f"{url} does not serve {name} any more ({error})") from None
-        except Transient as error:
+        except (Transient, BadRequest, TooLong) as error:
+            # vLLM answers 400 when a log-probability is NaN; pages of its cache that another adapter's NaN has spoiled
+            # are clean again after some requests.
             if base is None or (attempt == TRIES and await _base(pool, serving, prompt) is None):
-                raise  # the server is away, not the adapter broken
+                raise Transient(str(error)) from None  # it is the server, not the adapter
             problem = f"did not come, while {serving.model} answers: {error}"
             if attempt < TRIES:
                 await asyncio.sleep(AGAIN_S)

@@ -118,6 +118,36 @@ async def test_errors_under_the_new_name_alone_are_the_adapters(
             await servers.canary(cluster.registry, cluster.versions[0])
 
 
+class Refusing(dict[str, Any]):
+    """400 for a number of requests, then ordinary answers."""
+
+    left = 0
+
+    def get(self, key: str, default: Any = None) -> Any:
+        if key != "status" or not self.left:
+            return super().get(key, default)
+        self.left -= 1
+        return 400
+
+
+@pytest.mark.parametrize(("times", "passes"), [(4, True), (5, False)])
+async def test_a_request_is_repeated_before_the_adapter_is_blamed(
+    cluster: Cluster, monkeypatch: pytest.MonkeyPatch, times: int, passes: bool
+) -> None:
+    monkeypatch.setattr("trainers.canary.AGAIN_S", 0.01)
+    refusing = Refusing(finish_reason="stop")
+    refusing.left = times
+    async with Servers(cluster.serving.model_copy(update={"canary": ["Hello?"]})) as servers:
+        await servers.load(cluster.registry, cluster.versions[0])
+        cluster.fakes[0].answers[cluster.name(0)] = refusing
+        if passes:
+            await servers.canary(cluster.registry, cluster.versions[0])
+        else:
+            with pytest.raises(CanaryFailed):
+                await servers.canary(cluster.registry, cluster.versions[0])
+    assert refusing.left == 0
+
+
 async def test_an_outage_is_not_the_adapters_fault(cluster: Cluster) -> None:
     async with Servers(cluster.serving) as servers:
         await servers.load(cluster.registry, cluster.versions[0])
