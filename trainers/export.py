@@ -10,9 +10,9 @@ from typing import Any
 
 import yaml
 
+from trainers.adapter_files import CONFIG, WEIGHTS
 from trainers.lineage import Lineage, when
 from trainers.merge import merge
-from trainers.registry import CONFIG, WEIGHTS
 
 RECIPE_SECTIONS = ("data", "lora", "sft", "dpo", "gate")
 

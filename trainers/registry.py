@@ -11,7 +11,6 @@ its manifest's `gate` (set once, after the comparison) and `canary`.
 """
 
 import fcntl
-import hashlib
 import os
 import re
 import shutil
@@ -25,11 +24,10 @@ from typing import Any
 import msgspec
 
 from streams.errors import Fatal, HaypileError, Transient
+from trainers.adapter_files import copy_adapter, sha256_of, sync_folder, write_synced
 from trainers.history import Champion, Change, Kind, champions
 from trainers.rundir import RUN_ID, write_atomic
 
-WEIGHTS = "adapter_model.safetensors"
-CONFIG = "adapter_config.json"
 MANIFEST = "manifest.json"
 GATE = "gate.json"
 
@@ -157,7 +155,7 @@ class Registry:
             self._sweep()
             scratch = Path(tempfile.mkdtemp(prefix=".new-", dir=self.adapters))
             try:
-                sha256 = _copy_adapter(source, scratch, base_model)
+                sha256 = copy_adapter(source, scratch, base_model)
                 manifest = Manifest(
                     version=version,
                     run_id=run_id,
@@ -170,10 +168,10 @@ class Registry:
                     created_at=now_ms,
                     sha256=sha256,
                 )
-                _write_synced(scratch / MANIFEST, msgspec.json.format(msgspec.json.encode(manifest)))
+                write_synced(scratch / MANIFEST, msgspec.json.format(msgspec.json.encode(manifest)))
                 scratch.chmod(0o755)  # mkdtemp makes it private; vLLM may run as another user
                 os.rename(scratch, self.adapters / version)
-                _sync_folder(self.adapters)
+                sync_folder(self.adapters)
             except BaseException:
                 shutil.rmtree(scratch, ignore_errors=True)
                 raise
@@ -217,7 +215,7 @@ class Registry:
         folder = self.path(version)
         for name, digest in self.show(version).sha256.items():
             try:
-                actual = _sha256(folder / name)
+                actual = sha256_of(folder / name)
             except OSError as error:
                 raise Fatal(f"cannot read {folder / name}: {error}") from None
             if actual != digest:
@@ -303,41 +301,3 @@ def _read_manifest(file: Path) -> Manifest:
 def _number(version: str) -> int:
     found = VERSION.fullmatch(version)
     return int(found.group(1)) if found else 0
-
-
-def _copy_adapter(source: Path, target: Path, base_model: str) -> dict[str, str]:
-    """Copies config and weights, synced to disk; returns their digests."""
-    if not (source / WEIGHTS).is_file() or not (source / CONFIG).is_file():
-        raise Fatal(f"{source} is no adapter: it needs {CONFIG} and {WEIGHTS} (safetensors only)")
-    try:
-        config = msgspec.json.decode((source / CONFIG).read_bytes(), type=dict[str, Any])
-    except msgspec.MsgspecError as error:
-        raise Fatal(f"{source / CONFIG} is not readable: {error}") from None
-    config["base_model_name_or_path"] = base_model
-    config["inference_mode"] = True
-    _write_synced(target / CONFIG, msgspec.json.format(msgspec.json.encode(config)))
-    with (source / WEIGHTS).open("rb") as weights, (target / WEIGHTS).open("wb") as copy:
-        shutil.copyfileobj(weights, copy)
-        copy.flush()
-        os.fsync(copy.fileno())
-    return {name: _sha256(target / name) for name in (CONFIG, WEIGHTS)}
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
-
-
-def _write_synced(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)
