@@ -3,12 +3,14 @@
 import json
 import threading
 from collections.abc import Iterable, Iterator, Sequence
+from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
 import msgspec
 
 from deploy.kafka import BOOTSTRAP_MS, translated
+from deploy.published_sets import is_of_a_set, raw_record, rows_of
 from streams.records import RawPrompt, decode, encode
 from streams.settings import Settings
 from streams.topics import topic_names
@@ -22,8 +24,9 @@ Line = tuple[int, bytes, bytes | None, str | None]
 """Line number, value, key, and what is wrong with it (then it is not to be sent)."""
 
 
-def lines_of(stream: Iterable[bytes], kind: str, source: str) -> Iterator[Line]:
-    """Records of a stream of lines; `kind` is `jsonl`, `plain` (one prompt a line) or `auto` (by the first line).
+def lines_of(stream: Iterable[bytes], kind: str, source: str, *, may_be_set: bool = False) -> Iterator[Line]:
+    """Records of a stream of lines; `kind` is `jsonl`, `plain` (one prompt a line), `dataset` (JSON rows of a published
+    set) or `auto` (by the first line; so is `jsonl` with `may_be_set`).
 
     Empty lines are passed over. JSON goes on byte for byte; only what could never be a record is a problem here, the
     rest is for `ingest` to judge.
@@ -33,8 +36,39 @@ def lines_of(stream: Iterable[bytes], kind: str, source: str) -> Iterator[Line]:
         if not line:
             continue
         if kind == "auto":
-            kind = "jsonl" if line.startswith(b"{") else "plain"
-        yield _json_line(number, line) if kind == "jsonl" else _plain_line(number, line, source)
+            kind, may_be_set = ("jsonl", True) if line.startswith(b"{") else ("plain", False)
+        if kind == "jsonl" and may_be_set and is_of_a_set(_json(line)):
+            kind = "dataset"
+        may_be_set = False
+        if kind == "dataset":
+            yield number, *_set_row(_json(line), source)
+        else:
+            yield _json_line(number, line) if kind == "jsonl" else _plain_line(number, line, source)
+
+
+def rows_of_set(path: Path) -> Iterator[tuple[str, bytes, bytes | None, str | None]]:
+    """Like `lines_of`, for a file or folder of a published set (see `deploy.published_sets`); with the row's place
+    instead of a line number. Raises `SettingsError` for what cannot be read."""
+    source = path.name if path.is_dir() else path.stem
+    for place, row in rows_of(path):
+        yield place, *_set_row(row, source)
+
+
+def _set_row(row: object, source: str) -> tuple[bytes, bytes | None, str | None]:
+    if not isinstance(row, dict):
+        return b"", None, "is not a row with columns"
+    try:
+        record = raw_record(row, source)
+        return encode(record), _key(record.user_id), None
+    except (ValueError, UnicodeEncodeError) as error:
+        return b"", None, str(error)
+
+
+def _json(line: bytes) -> object:
+    try:
+        return json.loads(line)
+    except (ValueError, RecursionError):
+        return None
 
 
 def _json_line(number: int, line: bytes) -> Line:
@@ -60,10 +94,7 @@ def _key(user_id: str | None) -> bytes | None:
 
 def key_of(value: bytes) -> bytes | None:
     """The key of a raw record: its user, so that one user's prompts stay in order; None when there is none to read."""
-    try:
-        record: Any = json.loads(value)
-    except (ValueError, RecursionError):
-        return None
+    record = _json(value)
     user_id = record.get("user_id") if isinstance(record, dict) else None
     return _key(user_id) if isinstance(user_id, str) else None
 

@@ -330,6 +330,18 @@ class TrainingSettings(Section):
     everyday: Path | None = None
     """Ordinary prompts (JSON lines with `prompt` or `messages`, and a `category` if you like) on which the gate looks
     for regressions; null takes the project's."""
+    keep_adapters: int = Field(10, ge=1)
+    """Former champions that stay on the disk, newest first; so far back a rollback can lead."""
+    keep_rejected: int = Field(5, ge=0)
+    """Adapters that never served (rejected by the gate or the canary), newest first."""
+    keep_snapshots: int = Field(10, ge=1)
+    """Newest first, and whatever replay of a kept adapter's lineage draws from."""
+    keep_runs: int = Field(20, ge=0)
+    """Folders of runs that are over (checkpoints, logs), newest first."""
+    keep_days: float | None = Field(90, gt=0)
+    """What never served, snapshots and runs go after so many days even if there are few; null: by number alone."""
+    prune_every_s: float | None = Field(3_600, gt=0)
+    """How often the trainer clears away what is not kept; null: never (`haypile models prune` does it by hand)."""
     group: str = "haypile-trainer"
     """Group under which the trainers keep how far `train.requests` is done; it has no members."""
 
@@ -347,6 +359,27 @@ class ServingSettings(Section):
     """Of loading an adapter."""
     reconcile_s: float = Field(15, gt=0)
     """How often the trainer looks whether every server has the champion."""
+    canary: list[Annotated[str, Field(min_length=1)]] = [
+        "Say hello to a new user in one sentence.",
+        "What is the capital of France?",
+        "Write one sentence about the sea.",
+        "Name three colours.",
+    ]
+    """Prompts that a new adapter must answer sanely on every server before it serves (`trainers/canary.py`); none: no
+    canary. Easy on purpose: it is for adapters that are broken, the gate is for those that are worse."""
+    canary_tokens: int = Field(24, ge=1)
+    """Of one answer: enough to see a loop."""
+    canary_min_logprob: float = Field(-2.0, lt=0)
+    """Least mean log-probability of an answer's tokens (greedy). SmolLM2-135M has -0.4 to -1.1 on these prompts, with
+    random weights added until it talks nonsense -1.8 to -2.4 (docs/training.md); larger models are surer."""
+    watch_s: float = Field(300, ge=0)
+    """After a promotion the trainer repeats the canary and counts errors for so long, and returns to the version before
+    when something fails; 0: it does not."""
+    watch_every_s: float = Field(15, gt=0)
+    """How often in that time."""
+    watch_errors: int | None = Field(5, ge=1)
+    """So many errors of a server since the promotion (and 5 % of its requests) end it: answers with 5xx that its
+    `/metrics` count, and looks at it that found nobody; null: errors end nothing."""
     api_key: SecretStr | None = None
     """Sent as a bearer token. From the environment only."""
 

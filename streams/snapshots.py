@@ -130,6 +130,25 @@ def list_snapshots(dest: str) -> list[str]:
         raise SnapshotError(f"snapshot: cannot list {dest}: {error}") from None
 
 
+def remove_snapshot(path: str) -> None:
+    """Delete a snapshot: one whose deletion was cut short is no snapshot any more. Raises `SnapshotError`."""
+    try:
+        if "://" not in path:
+            folder = Path(path)
+            for left in folder.parent.glob(".*.gone"):
+                shutil.rmtree(left, ignore_errors=True)
+            gone = folder.rename(folder.with_name(f".{folder.name}.gone"))
+            shutil.rmtree(gone)
+            return
+        import fsspec
+
+        system, root = fsspec.core.url_to_fs(path)
+        system.rm(_join(root, MANIFEST))  # without it nobody reads the rest
+        system.rm(root, recursive=True)
+    except (OSError, ImportError, ValueError) as error:
+        raise SnapshotError(f"snapshot: cannot remove {path}: {error}") from None
+
+
 def read_manifest(path: str) -> Manifest:
     """The manifest of the snapshot at `path`. Raises `SnapshotError`."""
     text = _read(_join(path, MANIFEST))

@@ -8,6 +8,7 @@ means that the record has to wait, and the ordered window turns that into backpr
 import asyncio
 import json
 import math
+import re
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,12 @@ import aiohttp
 
 from streams.breaker import Breaker
 from streams.errors import Fatal, HaypileError, Transient
+
+_HTTP_REQUESTS = re.compile(
+    r'^http_requests_total\{handler="(?P<handler>[^"]*)",method="[A-Z]+",status="(?P<status>[^"]*)"\} (?P<value>\S+)$',
+    re.MULTILINE,
+)
+"""As prometheus-fastapi-instrumentator counts them, which vLLM uses; `status` is a group: `2xx`, `5xx`."""
 
 
 class TooLong(HaypileError):
@@ -35,6 +42,18 @@ class Completion:
     text: str
     top_logprobs: Mapping[str, float]
     prompt_tokens: int
+
+
+@dataclass(frozen=True)
+class ChatAnswer:
+    """One chat answer with what vLLM says of each of its tokens."""
+
+    text: str
+    finish_reason: str
+    """`stop`, `length`, …"""
+    tokens: Sequence[str]
+    logprobs: Sequence[float]
+    """Of the tokens; NaN where vLLM gives none."""
 
 
 class _Server:
@@ -144,6 +163,30 @@ class VllmPool:
         except (KeyError, TypeError) as error:
             raise Transient(f"vLLM's chat completion is not readable ({error!r})") from None
 
+    async def inspect(
+        self, url: str, messages: Sequence[Mapping[str, str]], *, model: str, max_tokens: int
+    ) -> ChatAnswer:
+        """The greedy answer of one server with the log-probability of each token, past the circuit breaker."""
+        body = {
+            "model": model,
+            "messages": [dict(message) for message in messages],
+            "temperature": 0.0,
+            "max_tokens": max_tokens,
+            "logprobs": True,
+        }
+        answer = await self._call("POST", url, "/v1/chat/completions", body)
+        try:
+            [choice] = answer["choices"]
+            content = (choice["logprobs"] or {}).get("content") or []
+            return ChatAnswer(
+                text=str(choice["message"]["content"] or ""),
+                finish_reason=str(choice["finish_reason"]),
+                tokens=[str(token["token"]) for token in content],
+                logprobs=[math.nan if token["logprob"] is None else float(token["logprob"]) for token in content],
+            )
+        except (KeyError, TypeError, ValueError, AttributeError) as error:
+            raise Transient(f"vLLM's chat completion is not readable ({error!r})") from None
+
     async def classify(self, texts: Sequence[str], *, model: str) -> list[float]:
         """The reward of each text by a reward model (`POST /classify` of `--runner pooling --convert classify`).
 
@@ -167,6 +210,19 @@ class VllmPool:
             return [str(model["id"]) for model in answer["data"]]
         except (KeyError, TypeError) as error:
             raise Transient(f"{url}/v1/models is not readable ({error!r})") from None
+
+    async def answered(self, url: str) -> tuple[int, int] | None:
+        """Requests that the server at `url` has answered since it started, and how many of them with a 5xx; None when
+        its `/metrics` do not tell (vLLM's `http_requests_total`)."""
+        text = await self._text("GET", url, "/metrics", None)
+        counts = [
+            (float(found["value"]), found["status"].startswith("5"))
+            for found in _HTTP_REQUESTS.finditer(text)
+            if found["handler"].startswith("/v1/")
+        ]
+        if "http_requests_total" not in text:
+            return None
+        return int(sum(value for value, _ in counts)), int(sum(value for value, failed in counts if failed))
 
     async def load_adapter(self, url: str, name: str, path: str) -> None:
         """Load the LoRA folder `path` under `name` on one server; one that is loaded already is fine."""
@@ -225,6 +281,9 @@ class VllmPool:
         return answer
 
     async def _call(self, method: str, url: str, path: str, body: Mapping[str, Any] | None) -> Any:
+        return _parse(url, await self._text(method, url, path, body))
+
+    async def _text(self, method: str, url: str, path: str, body: Mapping[str, Any] | None) -> str:
         if self._session is None:
             raise RuntimeError("VllmPool is used outside of its context")
         try:
@@ -237,7 +296,7 @@ class VllmPool:
             raise Transient(f"vLLM at {url} is not reachable ({error})") from None
         if status != 200:
             raise _error(url, path, status, text)
-        return _parse(url, text)
+        return text
 
 
 def _last_label(logits: Sequence[float]) -> float:

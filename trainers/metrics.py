@@ -39,6 +39,23 @@ class TrainerMetrics:
             "Times a server had lost the champion and got it again.",
             registry=registry,
         )
+        self.watched = Counter(
+            "haypile_champion_checks",
+            "Looks at a new champion in its first minutes, by result: passed, failed, no_answer.",
+            ["result"],
+            registry=registry,
+        )
+        self.returned = Counter(
+            "haypile_champion_returns",
+            "Times that the watch went back to the version before.",
+            registry=registry,
+        )
+        self.pruned = Counter(
+            "haypile_pruned",
+            "Adapters, snapshots and run folders that retention removed.",
+            ["kind"],
+            registry=registry,
+        )
         self.show_phase(None)
 
     def show_phase(self, current: Phase | None) -> None:

@@ -1,4 +1,4 @@
-"""From a registry version to the servers: load everywhere, see that it answers, move the pointer, unload the old one.
+"""From a registry version to the servers: load everywhere, the canary, move the pointer, unload the old one.
 
 vLLM caches prefixes by an adapter's name and path, so every version has a name and a path of its own (`prefix-version`)
 and neither is ever used for other weights.
@@ -6,13 +6,17 @@ and neither is ever used for other weights.
 
 import asyncio
 import logging
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import AsyncExitStack, asynccontextmanager
-from typing import Literal
+
+import msgspec
 
 from streams.errors import Fatal, HaypileError, Transient
 from streams.settings import ServingSettings
 from streams.vllm import BadRequest, VllmPool
+from trainers.canary import CanaryFailed, probe
+from trainers.history import Change, Kind
 from trainers.registry import Registry
 
 log = logging.getLogger(__name__)
@@ -74,6 +78,36 @@ class Servers:
             raise next((error for error in failed if not isinstance(error, Transient)), failed[0])
         return name
 
+    async def load_where_possible(self, registry: Registry, version: str) -> list[str]:
+        """Load a version on the servers that can be reached; returns the URLs of the others, which the reconciler
+        gives it when they are back. Raises `Fatal` for damaged files and where a server refuses it."""
+        await asyncio.to_thread(registry.verify, version)
+        name, path = adapter_name(self.serving, version), str(registry.path(version))
+        away = []
+        for pool in self.pools:
+            [url] = pool.urls
+            try:
+                await pool.load_adapter(url, name, path)
+            except BadRequest as error:
+                raise Fatal(f"vLLM at {url} does not take {version}: {error}") from None
+            except Transient as error:
+                log.warning("%s is not loaded at %s: %s", name, url, error)
+                away.append(url)
+        return away
+
+    async def canary(self, registry: Registry, version: str) -> None:
+        """The canary of a version that is loaded; its report is kept with the version.
+
+        Raises `CanaryFailed`, and `Transient` when a server cannot be asked.
+        """
+        if not self.serving.canary:
+            return
+        report = await probe(self.pools, self.serving, adapter_name(self.serving, version))
+        kept = {**msgspec.to_builtins(report), "at": int(time.time() * 1000)}
+        await asyncio.to_thread(registry.set_canary, version, kept)
+        if not report.passed:
+            raise CanaryFailed(report)
+
     async def unload(self, version: str, *, skip: frozenset[str] | set[str] = frozenset()) -> None:
         """Unload a version wherever it can be reached. A server that is down forgets it anyway; never raises."""
         name = adapter_name(self.serving, version)
@@ -98,9 +132,10 @@ class Servers:
         champion = registry.champion()
         manifests = {m.version: m for m in registry.versions()}
         former = {change.version for change in champion.history}
-        rejected = {v for v, m in manifests.items() if m.gate is not None and not m.gate.get("promote")}
-        over = (former | rejected) - {champion.version, None}
-        stale = {adapter_name(self.serving, v) for v in manifests if v in over}
+        rejected = {v for v, m in manifests.items() if m.refused}
+        removed = {m.version for m in registry.pruned()}
+        over = (former | rejected | removed) - {champion.version, None}
+        stale = {adapter_name(self.serving, v) for v in manifests.keys() | removed if v in over}
         loaded, problems = 0, []
         for pool in self.pools:
             url = pool.urls[0]
@@ -128,25 +163,45 @@ async def move(
     *,
     reason: str,
     by: str,
-    kind: Literal["promote", "rollback"] = "promote",
+    kind: Kind = "promote",
     still_ours: Callable[[], Awaitable[None]] | None = None,
+    instead_of: Change | None = None,
 ) -> str:
     """Make a version (null: the base) the champion, on the servers and in the registry; returns its served name.
 
-    `still_ours` is awaited right before the pointer moves: whoever holds a lease raises there if it is lost. Until the
-    pointer moves, the old champion serves as before.
+    A promotion is all or nothing: every server has the version and the canary has passed before the pointer moves
+    (raises `CanaryFailed`). A rollback must also work while a server is down, so it has no canary, and a server that
+    cannot be reached gets the version from the reconciler. Until the pointer moves, the old champion serves as before.
+
+    `still_ours` is awaited right before the pointer moves: whoever holds a lease raises there if it is lost.
+    `instead_of`: raises `Transient` unless that is still the last change of the pointer.
     """
     async with serving_lock(registry):
-        old = registry.champion().version
+        champion = registry.champion()
+        old = champion.version
         name = served_name(servers.serving, version)
-        if version is not None:
+        if instead_of is not None and champion.history[-1:] != [instead_of]:
+            raise Transient("the champion was changed meanwhile: look again")
+        if version is not None and kind == "rollback":
+            await servers.load_where_possible(registry, version)
+        elif version is not None:
             await servers.load(registry, version)
+            if version != old:  # else it serves: it was moved, and this is a repeat after a crash
+                await _canary_or_unload(servers, registry, version)
         if still_ours is not None:
             await still_ours()
         registry.set_champion(version, reason=reason, by=by, kind=kind)
         if old is not None and old != version:
             await servers.unload(old)
         return name
+
+
+async def _canary_or_unload(servers: Servers, registry: Registry, version: str) -> None:
+    try:
+        await servers.canary(registry, version)
+    except CanaryFailed:
+        await servers.unload(version)
+        raise
 
 
 @asynccontextmanager

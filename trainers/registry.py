@@ -3,15 +3,15 @@
     adapters/v0001-<run_id>/   adapter_config.json, adapter_model.safetensors, manifest.json; published by one rename
                                gate.json after the comparison: every prompt, both answers, what was said of them;
                                gate.html the same as a page
+    pruned/v0001-<run_id>.json the manifest of a version that retention removed: lineage goes on through it
     champion.json              the champion and how it came to be; replaced by rename
     .lock                      flock of writers; .serving.lock of who changes what the servers have loaded
 
 Only safetensors are taken: a pickle would run code in every server that loads it. A version is never changed except for
-its manifest's `gate` (set once, after the comparison).
+its manifest's `gate` (set once, after the comparison) and `canary`.
 """
 
 import fcntl
-import hashlib
 import os
 import re
 import shutil
@@ -20,15 +20,15 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import msgspec
 
 from streams.errors import Fatal, HaypileError, Transient
+from trainers.adapter_files import copy_adapter, sha256_of, sync_folder, write_synced
+from trainers.history import Champion, Change, Kind, champions
 from trainers.rundir import RUN_ID, write_atomic
 
-WEIGHTS = "adapter_model.safetensors"
-CONFIG = "adapter_config.json"
 MANIFEST = "manifest.json"
 GATE = "gate.json"
 GATE_PAGE = "gate.html"
@@ -59,25 +59,16 @@ class Manifest(msgspec.Struct, kw_only=True):
     """File name → hex digest."""
     gate: dict[str, Any] | None = None
     """The gate's report without its rows (they are in `gate.json`); null before the comparison."""
+    canary: dict[str, Any] | None = None
+    """The last canary before it was to serve (`trainers.canary.Report`); null before that."""
+    pruned_at: int | None = None
+    """When retention removed the weights (epoch milliseconds); null: they are there."""
 
-
-class Change(msgspec.Struct, kw_only=True):
-    """One move of the pointer."""
-
-    version: str | None
-    """Null is the base model."""
-    kind: Literal["promote", "rollback"]
-    reason: str
-    by: str
-    at: int
-    """Epoch milliseconds."""
-
-
-class Champion(msgspec.Struct, kw_only=True):
-    """`champion.json`."""
-
-    version: str | None = None
-    history: list[Change] = []
+    @property
+    def refused(self) -> bool:
+        """The gate or the canary said no."""
+        by_gate = self.gate is not None and not self.gate.get("promote")
+        return by_gate or (self.canary is not None and not self.canary.get("passed"))
 
 
 class Registry:
@@ -87,10 +78,13 @@ class Registry:
         # Absolute, because vLLM is given these paths and runs in another directory.
         self.root = root.absolute()
         self.adapters = self.root / "adapters"
+        self.graves = self.root / "pruned"
 
     def path(self, version: str) -> Path:
         """The folder of a version."""
         if not VERSION.fullmatch(version) or not (self.adapters / version / MANIFEST).is_file():
+            if VERSION.fullmatch(version) and (self.graves / f"{version}.json").is_file():
+                raise UnknownVersion(f"the adapter {version} was removed by retention (training.keep_*)")
             known = ", ".join(m.version for m in self.versions()[-5:]) or "none"
             raise UnknownVersion(f"no adapter {version!r} in {self.root} (the latest: {known})")
         return self.adapters / version
@@ -100,21 +94,34 @@ class Registry:
         found = [entry.name for entry in self.adapters.glob("v*") if VERSION.fullmatch(entry.name)]
         return [self._manifest(name) for name in sorted(found, key=_number)]
 
+    def pruned(self) -> list[Manifest]:
+        """The versions that retention removed, oldest first."""
+        found = [file for file in self.graves.glob("v*.json") if VERSION.fullmatch(file.stem)]
+        return [_read_manifest(file) for file in sorted(found, key=lambda file: _number(file.stem))]
+
     def show(self, version: str) -> Manifest:
-        """The manifest of a version."""
+        """The manifest of a version whose weights are there."""
         self.path(version)
         return self._manifest(version)
 
+    def manifest(self, version: str) -> Manifest:
+        """The manifest of a version, also of one that retention removed."""
+        grave = self.graves / f"{version}.json"
+        if VERSION.fullmatch(version) and not (self.adapters / version).is_dir() and grave.is_file():
+            return _read_manifest(grave)
+        return self.show(version)
+
     def of_run(self, run_id: str) -> Manifest | None:
-        """The version that a run published."""
-        return next((m for m in self.versions() if m.run_id == run_id), None)
+        """The version that a run published, also one that retention removed."""
+        return next((m for m in [*self.versions(), *self.pruned()] if m.run_id == run_id), None)
 
     def lineage(self, version: str | None) -> list[Manifest]:
-        """The version, its parent, and so on to the first; ends where an ancestor is no longer there."""
+        """The version, its parent, and so on to the first, through those that retention removed; ends where an ancestor
+        is not known."""
         chain: list[Manifest] = []
         while version is not None and version not in {m.version for m in chain}:
             try:
-                chain.append(self.show(version))
+                chain.append(self.manifest(version))
             except UnknownVersion:
                 break
             version = chain[-1].parent
@@ -145,12 +152,12 @@ class Registry:
             there = self.of_run(run_id)
             if there is not None:
                 return there
-            number = max((_number(m.version) for m in self.versions()), default=0) + 1
+            number = max((_number(m.version) for m in [*self.versions(), *self.pruned()]), default=0) + 1
             version = f"v{number:04d}-{run_id}"
             self._sweep()
             scratch = Path(tempfile.mkdtemp(prefix=".new-", dir=self.adapters))
             try:
-                sha256 = _copy_adapter(source, scratch, base_model)
+                sha256 = copy_adapter(source, scratch, base_model)
                 manifest = Manifest(
                     version=version,
                     run_id=run_id,
@@ -163,10 +170,10 @@ class Registry:
                     created_at=now_ms,
                     sha256=sha256,
                 )
-                _write_synced(scratch / MANIFEST, msgspec.json.format(msgspec.json.encode(manifest)))
+                write_synced(scratch / MANIFEST, msgspec.json.format(msgspec.json.encode(manifest)))
                 scratch.chmod(0o755)  # mkdtemp makes it private; vLLM may run as another user
                 os.rename(scratch, self.adapters / version)
-                _sync_folder(self.adapters)
+                sync_folder(self.adapters)
             except BaseException:
                 shutil.rmtree(scratch, ignore_errors=True)
                 raise
@@ -185,12 +192,35 @@ class Registry:
                 manifest.gate = {name: value for name, value in report.items() if name != "rows"}
                 write_atomic(folder / MANIFEST, msgspec.json.format(msgspec.json.encode(manifest)))
 
+    def set_canary(self, version: str, report: dict[str, Any]) -> None:
+        """Record the canary's report; a later one takes its place."""
+        with self._lock(".lock"):
+            manifest = self.show(version)
+            manifest.canary = report
+            write_atomic(self.adapters / version / MANIFEST, msgspec.json.format(msgspec.json.encode(manifest)))
+
+    def remove(self, version: str, now_ms: int) -> None:
+        """Delete a version's weights and answers; its manifest stays in `pruned/`. Hold `serving_lock` around it.
+
+        Killed half-way it is either still a version, or gone with what is left swept away by the next writer. Raises
+        `Fatal` for the champion.
+        """
+        with self._lock(".lock"):
+            if self.champion().version == version:
+                raise Fatal(f"{version} is the champion and stays")
+            manifest = self.show(version)
+            manifest.pruned_at = now_ms
+            self.graves.mkdir(exist_ok=True)
+            write_atomic(self.graves / f"{version}.json", msgspec.json.format(msgspec.json.encode(manifest)))
+            os.rename(self.adapters / version, self.adapters / f".gone-{version}")
+            self._sweep()
+
     def verify(self, version: str) -> None:
         """Check the digests. Raises `Fatal` with the file that differs."""
         folder = self.path(version)
         for name, digest in self.show(version).sha256.items():
             try:
-                actual = _sha256(folder / name)
+                actual = sha256_of(folder / name)
             except OSError as error:
                 raise Fatal(f"cannot read {folder / name}: {error}") from None
             if actual != digest:
@@ -206,9 +236,7 @@ class Registry:
         except (OSError, msgspec.MsgspecError) as error:
             raise Fatal(f"{file} is not readable: {error}") from None
 
-    def set_champion(
-        self, version: str | None, *, reason: str, by: str, kind: Literal["promote", "rollback"] = "promote"
-    ) -> Champion:
+    def set_champion(self, version: str | None, *, reason: str, by: str, kind: Kind = "promote") -> Champion:
         """Move the pointer (null: the base model) and append to the history. Nothing changes if it points there."""
         if version is not None:
             self.path(version)
@@ -223,20 +251,16 @@ class Registry:
         return champion
 
     def previous(self) -> str | None:
-        """Where a rollback leads: the champion before the current one (null: the base model).
+        """Where a rollback leads: the champion before the current one (null: the base model) whose weights are there.
 
-        Two rollbacks go two champions back, not to and fro: the history is replayed as a stack. Raises
-        `UnknownVersion` when the base model serves and there is nothing before it.
+        Raises `UnknownVersion` when the base model serves and there is nothing before it.
         """
-        stack: list[str | None] = [None]
-        for change in self.champion().history:
-            if change.kind == "rollback" and len(stack) > 1:
-                stack.pop()
-            else:
-                stack.append(change.version)
-        if len(stack) < 2:
+        *before, now = champions(self.champion().history)
+        there = {m.version for m in self.versions()} | {None}
+        found = [version for version in before if version in there and version != now]
+        if not found:
             raise UnknownVersion(f"nothing to roll back to: no adapter was promoted in {self.root}")
-        return stack[-2]
+        return found[-1]
 
     def rollback(self, *, reason: str, by: str) -> Champion:
         """Move the pointer to `previous()`. Servers are not told: see `trainers.promotion.rollback`."""
@@ -250,15 +274,11 @@ class Registry:
             yield
 
     def _manifest(self, version: str) -> Manifest:
-        file = self.adapters / version / MANIFEST
-        try:
-            return msgspec.json.decode(file.read_bytes(), type=Manifest)
-        except (OSError, msgspec.MsgspecError) as error:
-            raise Fatal(f"{file} is not readable: {error}") from None
+        return _read_manifest(self.adapters / version / MANIFEST)
 
     def _sweep(self) -> None:
-        """Remove what a killed publisher left (we hold the lock: nobody else is writing)."""
-        for left in self.adapters.glob(".new-*"):
+        """Remove what a killed writer left (we hold the lock: nobody else is writing)."""
+        for left in [*self.adapters.glob(".new-*"), *self.adapters.glob(".gone-*")]:
             shutil.rmtree(left, ignore_errors=True)
 
     @contextmanager
@@ -276,44 +296,13 @@ class Registry:
             yield
 
 
+def _read_manifest(file: Path) -> Manifest:
+    try:
+        return msgspec.json.decode(file.read_bytes(), type=Manifest)
+    except (OSError, msgspec.MsgspecError) as error:
+        raise Fatal(f"{file} is not readable: {error}") from None
+
+
 def _number(version: str) -> int:
     found = VERSION.fullmatch(version)
     return int(found.group(1)) if found else 0
-
-
-def _copy_adapter(source: Path, target: Path, base_model: str) -> dict[str, str]:
-    """Copies config and weights, synced to disk; returns their digests."""
-    if not (source / WEIGHTS).is_file() or not (source / CONFIG).is_file():
-        raise Fatal(f"{source} is no adapter: it needs {CONFIG} and {WEIGHTS} (safetensors only)")
-    try:
-        config = msgspec.json.decode((source / CONFIG).read_bytes(), type=dict[str, Any])
-    except msgspec.MsgspecError as error:
-        raise Fatal(f"{source / CONFIG} is not readable: {error}") from None
-    config["base_model_name_or_path"] = base_model
-    config["inference_mode"] = True
-    _write_synced(target / CONFIG, msgspec.json.format(msgspec.json.encode(config)))
-    with (source / WEIGHTS).open("rb") as weights, (target / WEIGHTS).open("wb") as copy:
-        shutil.copyfileobj(weights, copy)
-        copy.flush()
-        os.fsync(copy.fileno())
-    return {name: _sha256(target / name) for name in (CONFIG, WEIGHTS)}
-
-
-def _sha256(file: Path) -> str:
-    with file.open("rb") as content:
-        return hashlib.file_digest(content, "sha256").hexdigest()
-
-
-def _write_synced(path: Path, content: bytes) -> None:
-    with path.open("wb") as file:
-        file.write(content)
-        file.flush()
-        os.fsync(file.fileno())
-
-
-def _sync_folder(path: Path) -> None:
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -22,6 +22,7 @@ from streams.retry import OutageLog, patiently
 from streams.settings import Settings
 from streams.snapshots import read_manifest, read_rows
 from streams.vllm import VllmPool
+from trainers.canary import CanaryFailed
 from trainers.everyday import everyday_rows
 from trainers.gate import Pairs, Rewards, evaluate
 from trainers.gate_page import page
@@ -134,7 +135,10 @@ class Runner:
             await self._withdraw(manifest.version)
             return "rejected", str(report["reason"])
         await run.announce("promote", {})
-        name = await self._promote(manifest.version, str(report["reason"]), still_ours)
+        try:
+            name = await self._promote(manifest.version, str(report["reason"]), still_ours)
+        except CanaryFailed as error:
+            return "rejected", f"{error} (the gate had said: {report['reason']})"
         run.learned({"served_as": name})
         return "done", str(report["reason"])
 

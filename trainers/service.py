@@ -39,8 +39,10 @@ from trainers.promotion import Servers
 from trainers.recipe import Recipe, load_recipe
 from trainers.registry import Registry
 from trainers.requests import Requests
+from trainers.retention import prune
 from trainers.rundir import RunFolder, write_atomic
 from trainers.runner import LeaseLost, Runner
+from trainers.watch import Watch
 
 log = logging.getLogger(__name__)
 
@@ -76,18 +78,19 @@ def serve(settings: Settings, stop: threading.Event) -> None:
     with _Loop() as loop:
         trainer = _Trainer(settings, recipe, metrics, requests)
         loop.start(trainer.open()).result()
-        reconciler = loop.start(trainer.reconcile())
+        beside = [loop.start(work) for work in (trainer.reconcile(), trainer.watch(), trainer.prune())]
         try:
-            requests.consume(lambda request: loop.start(trainer.do(request)), lambda: _raise_of(reconciler))
+            requests.consume(lambda request: loop.start(trainer.do(request)), lambda: _raise_of(beside))
         finally:
             loop.drain()
             loop.start(trainer.close()).result()
             requests.close()
 
 
-def _raise_of(future: "Future[None]") -> None:
-    if future.done():
-        future.result()
+def _raise_of(futures: "Sequence[Future[None]]") -> None:
+    for future in futures:
+        if future.done():
+            future.result()
 
 
 class _Loop:
@@ -245,6 +248,33 @@ class _Trainer:
                 except (HaypileError, OSError) as error:
                     outage.failed(error)
                 await asyncio.sleep(self._settings.serving.reconcile_s)
+
+    async def watch(self) -> None:
+        """For ever: a new champion is looked at in its first minutes, and undone when it fails."""
+        outage = OutageLog("watch", time.monotonic)
+        serving = self._settings.serving
+        watch = Watch(serving, self._registry, self._metrics, lambda: int(time.time() * 1000))
+        async with Servers(serving) as servers:
+            while True:
+                try:
+                    await watch.check(servers)
+                    outage.worked()
+                except (HaypileError, OSError) as error:
+                    outage.failed(error)
+                await asyncio.sleep(serving.watch_every_s if watch.is_on else 1)
+
+    async def prune(self) -> None:
+        """What is not to be kept goes, every `training.prune_every_s`. Ends only by a defect, or when that is null."""
+        outage = OutageLog("retention", time.monotonic)
+        while self._settings.training.prune_every_s is not None:
+            await asyncio.sleep(self._settings.training.prune_every_s)
+            try:
+                plan = await asyncio.to_thread(prune, self._settings, self._registry, int(time.time() * 1000))
+                for kind, names in plan.items():
+                    self._metrics.pruned.labels(kind).inc(len(names))
+                outage.worked()
+            except (HaypileError, OSError) as error:
+                outage.failed(error)
 
     def _show_champion(self) -> None:
         version = self._registry.champion().version

@@ -1,12 +1,15 @@
 """`haypile buffer`: what was kept."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from deploy.commands.common import JsonOption, buffer_of, console, generations_of, one_line, print_json, run
+from deploy.commands.common import JsonOption, buffer_of, console, generations_of, needs, one_line, print_json, run
+from deploy.set_formats import SetFormat
 
 if TYPE_CHECKING:
+    from streams.buffer.base import BufferName
     from streams.settings import Settings
 
 app = typer.Typer(help="The rolling buffer.", no_args_is_help=True)
@@ -87,6 +90,38 @@ def stats(held_out: EvalOption = False, as_json: JsonOption = False) -> None:
                 print(f"  {1 + number / 2:.1f}-{1.5 + number / 2:.1f} {count:6d} {'#' * max(1, count * 40 // widest)}")
         for category, count in sorted(found.categories.items(), key=lambda item: -item[1]):
             print(f"  {category:12s} {count:6d}")
+
+
+@app.command()
+def export(
+    out: Annotated[Path, typer.Option("--out", metavar="FOLDER", help="A folder that does not exist yet.")],
+    format: Annotated[SetFormat, typer.Option(help="Whose columns.")] = SetFormat.pika,
+    as_json: JsonOption = False,
+) -> None:
+    """Write the members' best answers (SFT) and pairs (preference) as Parquet with a card, by the recipe's rules."""
+    from deploy.curated_sets import curate, write_sets
+    from streams.records import Member
+    from streams.settings import load_settings
+    from trainers.folders import new_folder
+    from trainers.recipe import load_recipe
+
+    settings = load_settings()
+    recipe = load_recipe(settings.training.recipe)
+
+    async def read(name: "BufferName") -> list[Member]:
+        async with buffer_of(settings, name) as buffer:
+            return [member async for chunk in buffer.iterate() for member in chunk]
+
+    with new_folder(out) as folder, needs("worker"):
+        held_out = {member.prompt.prompt_id for member in run(read("eval"))}
+        curated = curate(run(read("main")), held_out, recipe, format)
+        counts = write_sets(curated, folder, format)
+    if as_json:
+        print_json({"rows": counts, "left_out": curated.left_out, "members": curated.members, "folder": out})
+        return
+    print(f"{counts['sft']} rows of SFT and {counts['preference']} pairs of {curated.members} members: {out}")
+    for reason, count in sorted(curated.left_out.items()):
+        print(f"  left out: {count} {reason}")
 
 
 @app.command()

@@ -3,8 +3,8 @@
 import asyncio
 import json
 import sys
-from collections.abc import AsyncIterator, Coroutine
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Coroutine, Iterator
+from contextlib import asynccontextmanager, contextmanager
 from typing import TYPE_CHECKING, Annotated, Any, TypeVar
 
 import typer
@@ -49,6 +49,17 @@ def one_line(text: str, width: int) -> str:
     """A prompt as a table cell: white space folded, cut to `width` characters."""
     folded = " ".join(text.split())
     return folded if len(folded) <= width else folded[: width - 1] + "…"
+
+
+@contextmanager
+def needs(extra: str) -> Iterator[None]:
+    """What is done here takes packages of an extra. Raises `Fatal` that says which when one is missing."""
+    from streams.errors import Fatal
+
+    try:
+        yield
+    except ImportError as error:
+        raise Fatal(f"the package {error.name} is missing: pip install 'haypile[{extra}]'") from None
 
 
 @asynccontextmanager

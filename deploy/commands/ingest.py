@@ -1,4 +1,4 @@
-"""`haypile ingest`: a file, or what is piped in, into `prompts.raw`."""
+"""`haypile ingest`: a file, a published set, or what is piped in, into `prompts.raw`."""
 
 import sys
 from collections.abc import Iterator
@@ -21,12 +21,24 @@ class Format(StrEnum):
     auto = "auto"
     jsonl = "jsonl"
     plain = "plain"
+    dataset = "dataset"
+
+
+SETS = (".parquet", ".json")
+"""Files that are always read as sets."""
 
 
 def ingest(
-    file: Annotated[str, typer.Argument(metavar="FILE|-", help="JSONL records or one prompt a line; - reads stdin.")],
+    file: Annotated[
+        str,
+        typer.Argument(
+            metavar="FILE|FOLDER|-",
+            help="JSONL records, one prompt a line, or a set (Parquet, JSONL, a folder of them or saved by `datasets`) "
+            "with the columns of PiKa, Magpie, UltraFeedback, Alpaca or ShareGPT; - reads stdin.",
+        ),
+    ],
     format: Annotated[
-        Format, typer.Option(help="auto: jsonl by the file's name, or when its first line starts with a brace.")
+        Format, typer.Option(help="auto: by the file's name, then by what its first line is.")
     ] = Format.auto,
     as_json: JsonOption = False,
 ) -> None:
@@ -34,27 +46,26 @@ def ingest(
 
     Lines that are no records are named and left out, the others are sent; the exit code is then 1.
     """
-    from deploy.feeding import Feed, lines_of
+    from deploy.feeding import Feed
     from streams.errors import Fatal, SettingsError
     from streams.settings import load_settings
     from streams.topics import create_topics
 
     settings = load_settings()
     path = None if file == "-" else Path(file)
-    if path is not None and not path.is_file():
+    if path is not None and not path.exists():
         raise SettingsError(f"ingest: no such file: {path}")
+    if path is not None and path.is_dir() and format not in (Format.auto, Format.dataset):
+        raise SettingsError(f"ingest: {path} is a folder, which is read as a dataset only")
     create_topics(settings.kafka)
-    with _open(path) as stream, Feed(settings) as feed:
-        kind = "jsonl" if path is not None and path.suffix in (".jsonl", ".ndjson") else format.value
-        if format is not Format.auto:
-            kind = format.value
+    with Feed(settings) as feed:
         problems: list[str] = []
         refused = 0
-        for number, value, key, problem in lines_of(_with_progress(stream, path), kind, path.name if path else "stdin"):
+        for place, value, key, problem in _records(path, format):
             if problem is not None:
                 refused += 1
                 if refused <= SHOWN_PROBLEMS:
-                    problems.append(f"line {number}: {problem}")
+                    problems.append(f"{place}: {problem}")
                 continue
             feed.send(value, key)
         feed.flush()
@@ -64,12 +75,29 @@ def ingest(
         for text in problems:
             print(f"haypile: {file}: {text}", file=sys.stderr)
         if refused > len(problems):
-            print(f"haypile: {file}: {refused - len(problems)} more bad lines", file=sys.stderr)
+            print(f"haypile: {file}: {refused - len(problems)} more of them", file=sys.stderr)
         print(f"sent {feed.sent}, failed {feed.failed}, refused {refused}")
     if feed.failed:
         raise Fatal(f"Kafka at {settings.kafka.bootstrap} did not take {feed.failed} records ({feed.last_error})")
     if refused:
         raise typer.Exit(1)
+
+
+def _records(path: Path | None, format: Format) -> Iterator[tuple[str, bytes, bytes | None, str | None]]:
+    """Place, value, key and what is wrong."""
+    from deploy.feeding import lines_of, rows_of_set
+
+    by_name = path is not None and (path.is_dir() or path.suffix in SETS)
+    if path is not None and (by_name if format is Format.auto else format is Format.dataset):
+        yield from rows_of_set(path)
+        return
+    is_jsonl = format is Format.auto and path is not None and path.suffix in (".jsonl", ".ndjson")
+    kind = "jsonl" if is_jsonl else format.value
+    with _open(path) as stream:
+        source = path.name if path else "stdin"
+        lines = lines_of(_with_progress(stream, path), kind, source, may_be_set=is_jsonl)
+        for number, value, key, problem in lines:
+            yield f"line {number}", value, key, problem
 
 
 @contextmanager

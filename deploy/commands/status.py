@@ -164,7 +164,14 @@ def _models(settings: "Settings") -> dict[str, Any]:
     from trainers.registry import Registry
 
     registry = Registry(settings.training.registry)
-    return {"champion": registry.champion().version, "versions": len(registry.versions())}
+    champion = registry.champion()
+    last = champion.history[-1] if champion.history else None
+    return {
+        "champion": champion.version,
+        "versions": len(registry.versions()),
+        "since": None if last is None else last.at / 1000,
+        "how": None if last is None else f"{last.kind} by {last.by}: {last.reason}",
+    }
 
 
 def _print(found: dict[str, dict[str, Any]]) -> None:
@@ -212,6 +219,8 @@ def _print(found: dict[str, dict[str, Any]]) -> None:
                 print("last run        none yet")
         else:
             print(f"champion        {values['champion'] or 'the base model'} ({values['versions']} versions)")
+            if values["how"]:
+                print(f"                {_since(values['since'])}, {values['how']}")
 
 
 def _print_degraded(values: dict[str, Any]) -> None:

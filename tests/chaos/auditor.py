@@ -23,7 +23,8 @@ from streams.settings import BufferSettings, RedisSettings
 from streams.snapshots import SPLITS, read_rows
 from tests.chaos.system import System
 from tests.support.stack import Topics
-from trainers.registry import Champion, Manifest
+from trainers.history import Champion
+from trainers.registry import Manifest
 from trainers.rundir import FINAL
 
 MADE_UP = "judge_refused"

@@ -12,7 +12,8 @@ from streams.buffer.base import BufferRules
 from streams.records import Candidate, Member, Message, Phase, ScoredPrompt, TrainEvent, TrainRequest
 from tests.chaos.auditor import Evidence, Training, audit
 from tests.chaos.run import prompts
-from trainers.registry import Champion, Change, Manifest
+from trainers.history import Champion, Change
+from trainers.registry import Manifest
 
 RAW = "t.prompts.raw"
 PHASES: tuple[Phase, ...] = ("queued", "sft", "dpo", "gate", "promote", "done")

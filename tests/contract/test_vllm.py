@@ -87,6 +87,22 @@ async def test_n_answers(pool: VllmPool) -> None:
     assert all(answers)
 
 
+async def test_an_answer_comes_with_its_tokens_and_requests_are_counted(pool: VllmPool) -> None:
+    [url] = pool.urls
+    turns = [{"role": "user", "content": "What is the capital of France?"}]
+    answer = await pool.inspect(url, turns, model="base", max_tokens=16)
+    assert answer.text.strip() and answer.finish_reason in ("stop", "length")
+    assert 1 <= len(answer.tokens) == len(answer.logprobs) <= 16
+    assert all(math.isfinite(value) and value <= 0 for value in answer.logprobs)
+    before = await pool.answered(url)
+    await pool.inspect(url, turns, model="base", max_tokens=1)
+    with pytest.raises(TooLong):
+        await pool.chat([{"role": "user", "content": "\u0b9c " * 15_000}], model="base", max_tokens=4)
+    after = await pool.answered(url)
+    assert before is not None and after is not None
+    assert (after[0] - before[0], after[1] - before[1]) == (2, 0), "two answers, none of them with a 5xx"
+
+
 async def test_an_unknown_model_is_fatal(pool: VllmPool) -> None:
     with pytest.raises(Fatal):
         await pool.completions(["x"], model="nobody")

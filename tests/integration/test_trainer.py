@@ -21,6 +21,7 @@ from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 
 from streams.records import TrainRequest, encode
 from tests.support import fake_training
+from tests.support.cluster import publish
 from tests.support.stack import Process, Topics, fake_vllm, running_broker, wait_for
 from tests.support.training import quick_recipe, write_snapshot_of_sums
 from trainers.registry import Registry
@@ -215,6 +216,37 @@ def test_the_reconciler_gives_a_server_its_champion_back(bench: Bench, vllm: str
     assert name in call("/v1/models")
     call("/v1/unload_lora_adapter", {"lora_name": name})
     wait_for("the champion again", lambda: name in call("/v1/models"), 30)
+
+
+def test_a_new_champion_that_fails_is_undone_also_by_a_trainer_that_was_killed(bench: Bench, vllm: str) -> None:
+    def answer(instead: dict[str, Any]) -> None:
+        body = json.dumps(instead).encode()
+        request = urllib.request.Request(f"{vllm}/answers", body, {"Content-Type": "application/json"})
+        urllib.request.urlopen(request, timeout=5).close()
+
+    bench.environ["HAYPILE_SERVING__WATCH_EVERY_S"] = "0.5"
+    bench.environ |= {"HAYPILE_TRAINING__PRUNE_EVERY_S": "0.5", "HAYPILE_TRAINING__KEEP_REJECTED": "0"}
+    old = publish(bench.registry, bench.folder, "old", now_ms=1)
+    prefix = bench.environ["HAYPILE_SERVING__ADAPTER_PREFIX"]
+    first = bench.start()
+    for name in "ab":
+        bench.request(name)
+        bench.wait_for(name, "done")
+    first.kill()
+    try:
+        answer({f"{prefix}-v0003-b": {"text": ""}, f"{prefix}-v0004-c": {"tokens": ["la"] * 24}})
+        bench.start()
+        wait_for("the champion before", lambda: bench.registry.champion().version == "v0002-a", 30)
+        last = bench.registry.champion().history[-1]
+        assert (last.kind, last.by) == ("rollback", "watch") and "it is empty" in last.reason
+        bench.request("c")
+        bench.wait_for("c", "rejected")
+    finally:
+        answer({})
+    assert bench.registry.champion().version == "v0002-a"
+    assert [m.version for m in bench.registry.pruned()] == [old], "retention runs with the trainer"
+    [event] = [e for e in bench.topics.json(bench.topics.names.events) if e["phase"] == "rejected"]
+    assert "the canary failed" in event["metrics"]["reason"]
 
 
 def test_a_wrong_recipe_ends_the_trainer_with_one_line(bench: Bench) -> None:

@@ -45,12 +45,17 @@ class FakeVllm:
         self.models = list(models)
         self.adapters: dict[str, str] = {}
         self.ratings: dict[str, int] = {}
+        self.answers: dict[str, dict[str, Any]] = {}
+        """Model → what it does instead of answering: `text`, `tokens`, `logprob`, `finish_reason`, `as` (another
+        model), `status` (an error); `*` is every adapter."""
+        self.answered: Counter[tuple[str, str]] = Counter()
+        """Requests by path and status group, as vLLM's `/metrics` count them."""
         self.requests = 0
         self.most_at_once = 0
         self._at_once = 0
         self._by_model: Counter[str] = Counter()
         self._fault: dict[str, Any] = {}
-        self.app = web.Application(client_max_size=64 * 2**20)
+        self.app = web.Application(client_max_size=64 * 2**20, middlewares=[self._count])
         self.app.router.add_get("/v1/models", self._models)
         self.app.router.add_get("/health", self._health)
         self.app.router.add_post("/v1/completions", self._completions)
@@ -60,6 +65,8 @@ class FakeVllm:
         self.app.router.add_post("/v1/unload_lora_adapter", self._unload)
         self.app.router.add_post("/fault", self._set_fault)
         self.app.router.add_get("/fault", self._show_fault)
+        self.app.router.add_post("/answers", self._set_answers)
+        self.app.router.add_get("/metrics", self._metrics)
 
     def fault(self, kind: str, count: int) -> None:
         """The next `count` requests fail: `400` `429` `500` `503` `garbage` `half` `empty` `nothing`."""
@@ -71,6 +78,24 @@ class FakeVllm:
 
     async def _show_fault(self, request: web.Request) -> web.Response:
         return web.json_response({"left": self._fault.get("count", 0), "in_progress": self._by_model})
+
+    async def _set_answers(self, request: web.Request) -> web.Response:
+        self.answers = await request.json()
+        return web.Response()
+
+    @web.middleware
+    async def _count(self, request: web.Request, handler: Any) -> web.StreamResponse:
+        response: web.StreamResponse = await handler(request)
+        self.answered[request.path, f"{response.status // 100}xx"] += 1
+        return response
+
+    async def _metrics(self, request: web.Request) -> web.Response:
+        lines = [
+            f'http_requests_total{{handler="{path}",method="POST",status="{status}"}} {float(count)}'
+            for (path, status), count in self.answered.items()
+            if path.startswith("/v1/")
+        ]
+        return web.Response(text="\n".join(["# TYPE http_requests_total counter", *lines, ""]))
 
     async def _health(self, request: web.Request) -> web.Response:
         return web.Response()
@@ -104,6 +129,8 @@ class FakeVllm:
                 return failed
             if body["model"] not in [*self.models, *self.adapters]:
                 return _error(404, f"The model `{body['model']}` does not exist.")
+            if status := self._instead(body["model"]).get("status"):
+                return _error(status, f"made to fail with {status}")
             if any(len(text) > MAX_CHARS for text in _texts(body)) or (body.get("max_tokens") or 0) > CONTEXT:
                 return _error(400, "This model's maximum context length is 2048 tokens.")
             return web.json_response(make())
@@ -160,8 +187,23 @@ class FakeVllm:
 
     def _chat_body(self, body: dict[str, Any]) -> dict[str, Any]:
         last = body["messages"][-1]["content"]
-        texts = [f"{body['model']} answer {i} to: {last[:40]}" for i in range(body.get("n") or 1)]
-        return {"choices": [{"index": i, "message": {"role": "assistant", "content": t}} for i, t in enumerate(texts)]}
+        instead = self._instead(body["model"])
+        model = instead.get("as", body["model"])
+        texts = [instead.get("text", f"{model} answer {i} to: {last[:40]}") for i in range(body.get("n") or 1)]
+        choices = []
+        for index, text in enumerate(texts):
+            choice = {"index": index, "message": {"role": "assistant", "content": text}, "logprobs": None}
+            choice["finish_reason"] = instead.get("finish_reason", "stop")
+            if body.get("logprobs"):
+                tokens = instead.get("tokens", re.findall(r"\s*\S+", text))
+                logprob = instead.get("logprob", -0.5)
+                content = [{"token": token, "logprob": logprob, "top_logprobs": []} for token in tokens]
+                choice["logprobs"] = {"content": content}
+            choices.append(choice)
+        return {"choices": choices}
+
+    def _instead(self, model: str) -> dict[str, Any]:
+        return self.answers.get(model) or (self.answers.get("*", {}) if model in self.adapters else {})
 
     def _classify_body(self, body: dict[str, Any]) -> dict[str, Any]:
         """As vLLM's `entrypoints/pooling/classify` builds it (0.32): a one-label model, -8..8 by the text's hash."""

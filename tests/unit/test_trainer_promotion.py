@@ -1,7 +1,6 @@
 """Promotion: everywhere or nowhere, the pointer after the servers, and a server that forgot is told again."""
 
 import asyncio
-import json
 from collections.abc import AsyncIterator
 from pathlib import Path
 
@@ -11,58 +10,15 @@ from aiohttp.test_utils import TestServer
 
 from streams.errors import Fatal, HaypileError, Transient
 from streams.settings import ServingSettings
-from tests.support.fake_vllm import FakeVllm
-from trainers.promotion import Servers, adapter_name, move, promote, rollback, served_name
-from trainers.registry import Registry, UnknownVersion
-
-
-class Cluster:
-    """Two fake servers and a registry with three versions."""
-
-    def __init__(
-        self, fakes: list[FakeVllm], servers: list[TestServer], registry: Registry, versions: list[str]
-    ) -> None:
-        self.fakes = fakes
-        self.servers = servers
-        self.registry = registry
-        self.versions = versions
-        self.serving = ServingSettings(urls=[str(s.make_url("")).rstrip("/") for s in servers], timeout_s=5)
-
-    def loaded(self) -> list[set[str]]:
-        return [set(fake.adapters) for fake in self.fakes]
-
-    def name(self, index: int) -> str:
-        return adapter_name(self.serving, self.versions[index])
+from tests.support.cluster import Cluster, running_cluster
+from trainers.promotion import Servers, move, promote, rollback, served_name
+from trainers.registry import UnknownVersion
 
 
 @pytest.fixture
 async def cluster(tmp_path: Path) -> AsyncIterator[Cluster]:
-    registry = Registry(tmp_path / "registry")
-    adapter = tmp_path / "adapter"
-    adapter.mkdir()
-    (adapter / "adapter_config.json").write_text(json.dumps({"r": 8}))
-    (adapter / "adapter_model.safetensors").write_bytes(b"weights")
-    versions = [
-        registry.publish(
-            adapter,
-            run_id=name,
-            snapshot="s",
-            base_model="m",
-            parent=None,
-            recipe={},
-            judge=None,
-            metrics={},
-            now_ms=1,
-        ).version
-        for name in "abc"
-    ]
-    fakes = [FakeVllm(), FakeVllm()]
-    servers = [TestServer(fake.app) for fake in fakes]
-    for server in servers:
-        await server.start_server()
-    yield Cluster(fakes, servers, registry, versions)
-    for server in servers:
-        await server.close()
+    async with running_cluster(tmp_path) as cluster:
+        yield cluster
 
 
 async def test_promotion_loads_everywhere_then_moves_the_pointer_then_unloads_the_old(cluster: Cluster) -> None:
@@ -131,6 +87,15 @@ async def test_rollback_serves_the_champion_before_and_then_the_base(cluster: Cl
         await rollback(cluster.serving, cluster.registry, reason="bad", by="test")
 
 
+async def test_a_rollback_does_not_wait_for_a_server_that_is_down(cluster: Cluster) -> None:
+    for version in cluster.versions[:2]:
+        await promote(cluster.serving, cluster.registry, version, reason="gate", by="test")
+    await cluster.servers[1].close()
+    assert await rollback(cluster.serving, cluster.registry, reason="bad", by="test") == cluster.name(0)
+    assert cluster.loaded()[0] == {cluster.name(0)}
+    assert cluster.registry.champion().version == cluster.versions[0]
+
+
 async def test_the_reconciler_reloads_what_a_restart_forgot_and_unloads_leftovers(cluster: Cluster) -> None:
     old, champion, challenger = cluster.versions
     for version in (old, champion):
@@ -146,6 +111,10 @@ async def test_the_reconciler_reloads_what_a_restart_forgot_and_unloads_leftover
         assert cluster.loaded() == [{cluster.name(1)}, {cluster.name(1), cluster.name(2), "judge-2"}]
         cluster.registry.set_gate(challenger, {"promote": False})
         assert await servers.reconcile(cluster.registry) == 0
+        assert cluster.loaded()[1] == {cluster.name(1), "judge-2"}
+        cluster.fakes[1].adapters[cluster.name(0)] = "loaded by hand, then removed"
+        cluster.registry.remove(old, now_ms=5)
+        await servers.reconcile(cluster.registry)
         assert cluster.loaded()[1] == {cluster.name(1), "judge-2"}
 
 

@@ -10,6 +10,7 @@ import pytest
 
 import trainers.registry as module
 from streams.errors import Fatal, Transient
+from trainers.history import Change, champions
 from trainers.registry import Registry, UnknownVersion
 
 
@@ -171,6 +172,25 @@ def test_rollback_goes_back_and_further_back_not_to_and_fro(registry: Registry, 
         (b, "rollback"),
     ]
     assert history[3].reason == "bad" and history[3].by == "me" and history[3].at > 0
+
+
+def change(kind: Any, version: str | None) -> Change:
+    return Change(version=version, kind=kind, reason="", by="", at=1)
+
+
+@pytest.mark.parametrize(
+    ("moves", "path"),
+    [
+        ([], [None]),
+        ([("promote", "a"), ("promote", "b"), ("promote", "a"), ("rollback", "b")], [None, "a", "b"]),
+        ([("promote", "a"), ("promote", "b"), ("promote", "c"), ("rollback", "a")], [None, "a"]),
+        ([("promote", "a"), ("promote", "b"), ("rollback", None), ("promote", "c")], [None, "c"]),
+        # To one that never served: it takes the place of the one that is left.
+        ([("promote", "a"), ("promote", "b"), ("rollback", "x")], [None, "a", "x"]),
+    ],
+)
+def test_the_champions_that_led_to_this_one(moves: list[tuple[Any, str | None]], path: list[str | None]) -> None:
+    assert champions([change(kind, version) for kind, version in moves]) == path
 
 
 def test_a_pointer_that_stays_adds_no_history(registry: Registry, adapter: Path) -> None:

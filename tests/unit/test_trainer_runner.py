@@ -150,6 +150,17 @@ async def test_a_worse_challenger_is_rejected_and_unloaded(bench: Bench) -> None
     assert "<b>Reject</b>" in page and "haypile-v0002-run2 against haypile-v0001-run1" in page
 
 
+async def test_a_challenger_that_fails_the_canary_is_rejected_and_says_why(bench: Bench) -> None:
+    await bench.do()
+    bench.vllm.answers["haypile-v0002-run2"] = {"text": "haypile-v0002-run2", "tokens": ["la"] * 24}
+    assert await bench.do("run2", parent_adapter="v0001-run1") == "rejected"
+    assert bench.phases()[-6:] == ["queued", "sft", "dpo", "gate", "promote", "rejected"]
+    reason = str(bench.events[-1].metrics["reason"])
+    assert "the canary failed" in reason and "says 'la' 24 times" in reason and "the gate had said: win rate" in reason
+    assert bench.registry.champion().version == "v0001-run1" and bench.served() == {"haypile-v0001-run1"}
+    assert await bench.do("run2", parent_adapter="v0001-run1") == "rejected"
+
+
 async def test_a_run_that_has_ended_is_not_run_again(bench: Bench) -> None:
     await bench.do()
     before = list(bench.events)
