@@ -54,7 +54,7 @@ def policy_state(
         running=running,
         histogram=stats.histogram,
         histogram_at_last_run=state.histogram_at_last_run if state.judge_at_last_run == stats.judge else None,
-        asked=[asked_by(run) for run in orders.asked],
+        asked=[_signed(run.reason, run.by) for run in orders.asked],
         paused=None if pause is None else _signed(pause.reason, pause.by),
         paused_until_ms=None if pause is None else pause.until_ms,
     )
