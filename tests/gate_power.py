@@ -161,8 +161,8 @@ async def measure(url: str, adapter: Path, options: argparse.Namespace) -> None:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--runs", type=int, default=20)
-    parser.add_argument("--prompts", type=int, default=24, help="of one gate")
-    parser.add_argument("--tokens", type=int, default=32, help="of one answer")
+    parser.add_argument("--prompts", type=int, default=8, help="of one gate")
+    parser.add_argument("--tokens", type=int, default=24, help="of one answer")
     parser.add_argument("--by", choices=("reward", "judge_pairs"), default="reward")
     parser.add_argument(
         "--minutes", type=float, default=60, help="begin no further run after this; call again to go on"
