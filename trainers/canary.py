@@ -106,12 +106,15 @@ async def probe(pools: Sequence[VllmPool], serving: ServingSettings, name: str) 
 
     Raises `Transient` when a server cannot be asked at all or has lost the adapter.
     """
-    asked = [_ask(pool, serving, name, prompt) for pool in pools for prompt in serving.canary]
+    asked = [asyncio.create_task(_ask(pool, serving, name, prompt)) for pool in pools for prompt in serving.canary]
     try:
         async with asyncio.timeout(serving.timeout_s):
             found = await asyncio.gather(*asked)
     except TimeoutError:
         raise Transient(f"the canary of {name} took longer than serving.timeout_s {serving.timeout_s:g}") from None
+    finally:
+        for task in asked:
+            task.cancel()
     return report_of([one for one, _ in found], [same for _, same in found if same is not None])
 
 

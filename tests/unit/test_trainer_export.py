@@ -7,13 +7,13 @@ from typing import Any
 import pytest
 import yaml
 
-from streams.errors import SettingsError
+from streams.errors import Fatal, SettingsError, Transient
 from tests.support.cluster import publish
 from tests.support.training import quick_recipe, write_snapshot_of_sums
 from trainers.export import export, model_card
 from trainers.folders import new_folder
 from trainers.lineage import Lineage, lineage_of
-from trainers.registry import Registry
+from trainers.registry import Registry, UnknownVersion
 
 GATE = {
     "champion": "base",
@@ -172,9 +172,30 @@ async def test_another_base_model_is_not_merged(
     registry: Registry, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
     from deploy.commands import models
-    from streams.errors import Fatal
 
     Told(registry, capsys, monkeypatch)
     with pytest.raises(Fatal, match="was trained on org/model, and org/other is org/other"):
         models.merge("v0002-b", out=tmp_path / "out", base="org/other")
     assert not (tmp_path / "out").exists()
+
+
+def test_a_refused_version_is_promoted_by_force_only(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from deploy.commands import models
+
+    registry = Registry(tmp_path / "registry")
+    by_gate, by_canary = (publish(registry, tmp_path, name) for name in "ab")
+    registry.set_gate(by_gate, {"promote": False})
+    registry.set_gate(by_canary, {"promote": True})
+    registry.set_canary(by_canary, {"passed": False, "reason": "is empty", "probes": []})
+    told = Told(registry, capsys, monkeypatch)
+    monkeypatch.setenv("HAYPILE_SERVING__URLS", '["http://127.0.0.1:1"]')
+    for version in (by_gate, by_canary):
+        with pytest.raises(Fatal, match="was refused"):
+            models.promote(version)
+        with pytest.raises(Transient, match="not reachable"):  # so it tried
+            models.promote(version, force=True)
+    with pytest.raises(UnknownVersion):
+        models.promote("v0009-x")
+    assert "failed the canary" in told.of(models.list_) and registry.champion().history == []
