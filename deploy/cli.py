@@ -18,6 +18,7 @@ from deploy.commands import (
     doctor,
     eval,
     explain,
+    http,
     ingest,
     judge,
     models,
@@ -60,6 +61,7 @@ app.command("up")(stack.up)
 app.command("demo")(stack.demo)
 app.command("worker")(processes.worker)
 app.command("trainer")(processes.trainer)
+app.command("http")(http.http)
 app.command("ingest")(ingest.ingest)
 app.command("status")(status.status)
 app.command("doctor")(doctor.doctor)

@@ -409,6 +409,40 @@ class WorkerSettings(Section):
     """Prometheus; 0 is off."""
 
 
+class HttpSettings(Section):
+    """`haypile http`: prompts and feedback from apps that have no Kafka client."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on. Keys are sent in clear: put a proxy with TLS before it."""
+    port: int = Field(8100, ge=0, le=65535)
+    """0 takes a free port."""
+    api_keys: dict[str, Annotated[str, Field(pattern="^[0-9a-f]{64}$")]] = {}
+    """Name of a client → SHA-256 (hex) of its key; `haypile http --new-key NAME` makes both. The keys themselves are
+    random and long, so that a plain digest is safe to keep in a file. Without any nobody is let in."""
+    max_body_bytes: int = Field(5_000_000, ge=1_000)
+    """A larger request is refused while it is read."""
+    max_batch: int = Field(500, ge=1, le=10_000)
+    """Records of one request."""
+    rate: float = Field(200, gt=0)
+    """Records a second that each key may send in the long run. Each process counts for itself."""
+    burst: int = Field(2_000, ge=1)
+    """Records that a key which was silent may send at once."""
+    max_requests: int = Field(32, ge=1)
+    """Requests in progress; more are told to come back. Bounds memory with `max_body_bytes`."""
+    timeout_s: float = Field(10, gt=0)
+    """Kafka must have taken a request's records within this."""
+    metrics_port: int = Field(9110, ge=0, le=65535)
+    """Prometheus; 0 is off."""
+
+    @model_validator(mode="after")
+    def _a_batch_fits(self) -> Self:
+        if self.burst < self.max_batch:
+            raise ValueError(
+                f"http.burst {self.burst} is under http.max_batch {self.max_batch}: no full batch would fit"
+            )
+        return self
+
+
 class LocalSettings(Section):
     """The local stack (`haypile up`, `haypile demo`). A part whose URL is set elsewhere is not started."""
 
@@ -454,6 +488,7 @@ class Settings(BaseSettings):
     training: TrainingSettings = TrainingSettings()
     serving: ServingSettings = ServingSettings()
     worker: WorkerSettings = WorkerSettings()
+    http: HttpSettings = HttpSettings()
     local: LocalSettings = LocalSettings()
     trainer_metrics_port: int = Field(9109, ge=0, le=65535)
     """Prometheus of the trainer; 0 is off."""
