@@ -14,6 +14,7 @@ import typer
 from deploy.commands import (
     buffer,
     config,
+    console,
     dlq,
     doctor,
     eval,
@@ -62,6 +63,7 @@ app.command("demo")(stack.demo)
 app.command("worker")(processes.worker)
 app.command("trainer")(processes.trainer)
 app.command("http")(http.http)
+app.command("console")(console.console)
 app.command("ingest")(ingest.ingest)
 app.command("status")(status.status)
 app.command("doctor")(doctor.doctor)

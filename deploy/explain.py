@@ -267,7 +267,7 @@ def lines(story: Story, chars: int = 600) -> list[str]:
         told += _judged_lines(story.judged)
     if story.history:
         told.append("HISTORY")
-        told += [f"          {event['at']}  {_sentence(event)}" for event in story.history]
+        told += [f"          {event['at']}  {sentence(event)}" for event in story.history]
     if story.feedback:
         told.append("FEEDBACK")
         for given in story.feedback:
@@ -275,7 +275,7 @@ def lines(story: Story, chars: int = 600) -> list[str]:
             told.append(f"          {given['at']}  {given['feedback']:+.2f}{source}")
     if story.near:
         told.append("OTHERS    because of it")
-        told += [f"          {event['at']}  {event['id']} {_sentence(event)}" for event in story.near]
+        told += [f"          {event['at']}  {event['id']} {sentence(event)}" for event in story.near]
     for place in story.buffer:
         name = "BUFFER" if place["buffer"] == "main" else "HELD OUT"
         told.append(f"{name:9s} place {place['place']} of {place['of']} (capacity {place['capacity']})")
@@ -310,7 +310,8 @@ def _judged_lines(judged: dict[str, Any]) -> list[str]:
     return told
 
 
-def _sentence(event: dict[str, Any]) -> str:
+def sentence(event: dict[str, Any]) -> str:
+    """An event of a story (of `history` or `near`) for people."""
     if event["what"] == "dead letter":
         return f"dead letter of {event['of']}: {event['reason']}: {event['error']}"
     said = REASONS[event["what"]]

@@ -12,9 +12,6 @@ import uvicorn
 
 from streams.errors import Fatal
 
-DRAIN_S = 10
-"""Requests in progress get this long at the end."""
-
 
 def listen(host: str, port: int, setting: str) -> socket.socket:
     """A socket that listens (0: on a free port). Raises `Fatal` that names the setting when it cannot be."""
@@ -53,9 +50,9 @@ class _Server(uvicorn.Server):
         self.handle_exit(number, frame)
 
 
-def serve(app: Any, bound: socket.socket, **options: Any) -> None:
-    """Runs an ASGI application until a signal; requests in progress are finished. `options` are uvicorn's."""
+def serve(app: Any, bound: socket.socket, drain_s: int) -> None:
+    """Runs an ASGI application until a signal; requests in progress get `drain_s` seconds."""
     config = uvicorn.Config(
-        app, log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=DRAIN_S, **options
+        app, log_config=None, access_log=False, server_header=False, timeout_graceful_shutdown=drain_s
     )
     asyncio.run(_Server(config).serve(sockets=[bound]))

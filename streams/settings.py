@@ -443,6 +443,26 @@ class HttpSettings(Section):
         return self
 
 
+class ConsoleSettings(Section):
+    """`haypile console`: the web page for people."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on. It shows what users wrote (redacted): put a proxy with TLS and your own login before it
+    where others reach it."""
+    port: int = Field(8200, ge=0, le=65535)
+    """0 takes a free port."""
+    allowed_hosts: list[str] = []
+    """Names under which it is reached, besides `host`, `localhost` and 127.0.0.1: requests for any other are refused,
+    so that no foreign page can read it through a name of its own (DNS rebinding)."""
+    token: SecretStr | None = Field(None, min_length=16)
+    """Who knows it may log in and change something (promote, roll back, replay); null: nobody may, here. From the
+    environment only."""
+    session_s: float = Field(12 * 3_600, gt=0)
+    """A login ends after this."""
+    interval_s: float = Field(5, ge=1)
+    """How often it looks at Kafka and Redis."""
+
+
 class LocalSettings(Section):
     """The local stack (`haypile up`, `haypile demo`). A part whose URL is set elsewhere is not started."""
 
@@ -489,6 +509,7 @@ class Settings(BaseSettings):
     serving: ServingSettings = ServingSettings()
     worker: WorkerSettings = WorkerSettings()
     http: HttpSettings = HttpSettings()
+    console: ConsoleSettings = ConsoleSettings()
     local: LocalSettings = LocalSettings()
     trainer_metrics_port: int = Field(9109, ge=0, le=65535)
     """Prometheus of the trainer; 0 is off."""
@@ -509,6 +530,8 @@ class Settings(BaseSettings):
 
 
 CONFIG_VARIABLE = "HAYPILE_CONFIG"
+SECRETS = ("api_key", "token")
+"""Names of fields that a file must not have."""
 
 
 def config_file() -> Path | None:
@@ -568,8 +591,9 @@ def _check_file(path: Path | None) -> None:
     if not isinstance(content, dict):
         raise SettingsError(f"settings: {path} must be a mapping of sections")
     for name, section in content.items():
-        if isinstance(section, dict) and "api_key" in section:
-            variable = f"HAYPILE_{str(name).upper()}__API_KEY"
-            raise SettingsError(
-                f"settings: {name}.api_key does not belong in {path}; set {variable} in the environment"
-            )
+        for secret in SECRETS:
+            if isinstance(section, dict) and secret in section:
+                variable = f"HAYPILE_{name}__{secret}".upper()
+                raise SettingsError(
+                    f"settings: {name}.{secret} does not belong in {path}; set {variable} in the environment"
+                )

@@ -1,5 +1,7 @@
 """The process `haypile http`."""
 
+import math
+
 from prometheus_client import CollectorRegistry, start_http_server
 
 from deploy.http.app import create_app
@@ -22,4 +24,4 @@ def run_http(settings: Settings) -> None:
         listen(given.host, given.metrics_port, "http.metrics_port").close()  # its own error would be a traceback
         start_http_server(given.metrics_port, registry=metrics.registry)
     print(f"http interface on {url_of(bound)} (OpenAPI: {url_of(bound)}/openapi.json)", flush=True)
-    serve(create_app(settings, metrics), bound)
+    serve(create_app(settings, metrics), bound, math.ceil(given.timeout_s) + 1)

@@ -1,0 +1,47 @@
+"""What the pages share: the sampler, the logins, and who may do what."""
+
+from collections.abc import Awaitable, Callable
+from typing import Any
+
+from nicegui import ui
+
+from agents.rules.redact import Redactor
+from deploy.console.privacy import Mask
+from deploy.console.sampler import Sampler, Shared
+from deploy.console.sessions import COOKIE, Sessions
+from deploy.decision import decide_now
+from streams.errors import HaypileError
+from streams.settings import Settings
+
+DECISION_AGE_S = 5.0
+
+
+class Context:
+    """One a process."""
+
+    def __init__(self, settings: Settings) -> None:
+        self.settings = settings
+        self.sampler = Sampler(settings)
+        self.sessions = Sessions(settings.console.token, settings.console.session_s)
+        # Redacted here whatever `ingest.redact` says: what is on a screen is seen by others.
+        self.mask = Mask(Redactor(settings.ingest.phone_regions))
+        self.decision = Shared(lambda: decide_now(settings), DECISION_AGE_S)
+
+    def session(self) -> str | None:
+        """The session of the page that is being built, if it is one of ours."""
+        request = ui.context.client.request
+        id = request.cookies.get(COOKIE) if request is not None else None
+        return id if self.sessions.valid(id) else None
+
+    async def act(self, session: str | None, what: str, action: Callable[[], Awaitable[Any]]) -> Any:
+        """Does what changes something, if the session still goes on; tells how it went. None when it did not happen."""
+        if not self.sessions.valid(session):
+            ui.notify("The login has ended: log in again", type="negative")
+            return None
+        try:
+            done = await action()
+        except HaypileError as error:
+            ui.notify(f"{what}: {error}", type="negative", multi_line=True, timeout=15_000)
+            return None
+        ui.notify(f"{what}: done", type="positive")
+        return done

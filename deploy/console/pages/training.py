@@ -1,0 +1,172 @@
+"""Why training does or does not start, and the runs with their curves."""
+
+import asyncio
+from datetime import UTC, datetime
+
+from nicegui import ui
+
+from agents.rules.policy import Condition, Decision
+from deploy.console.context import Context
+from deploy.console.parts import at, axis, card, chart, frame, legend, pair, problem, span, tag, text
+from deploy.console.runs import Run
+from streams.errors import HaypileError
+from trainers.rundir import RunFolder
+
+DECIDE_S = 5.0
+KINDS = {"done": "good", "failed": "bad", "rejected": "bad"}
+PARTS = ("sft", "dpo")
+
+
+def register(context: Context) -> None:
+    """The page `/training`."""
+
+    @ui.page("/training")
+    def training() -> None:
+        with frame(context, "/training", "Training", "Why a run starts or does not, and how the runs went."):
+            _Page(context)
+
+
+class _Page:
+    def __init__(self, context: Context) -> None:
+        self._context = context
+        self._run_id: str | None = None
+        with card("Would it train now?"):
+            self._decision = ui.element("div").classes("hp-rows")
+        with ui.element("div").classes("hp-grid"):
+            with card("Runs", "The newest first; choose one for its curve."):
+                self._runs = ui.element("div").classes("hp-rows")
+            with card("Learning curve"):
+                self._title = ui.label("").classes("hp-muted hp-mono")
+                self._curve = _curve()
+                self._detail = ui.element("div").classes("hp-rows")
+        self._shown: tuple[object, ...] = ()
+        ui.timer(DECIDE_S, self._decide)
+        ui.timer(1.0, self._update)
+
+    async def _decide(self) -> None:
+        try:
+            decision = await self._context.decision.get()
+        except HaypileError as error:
+            self._decision.clear()
+            with self._decision:
+                problem(str(error))
+            return
+        self._decision.clear()
+        with self._decision:
+            _verdict(decision)
+            for condition in decision.conditions:
+                _condition(condition)
+
+    async def _update(self) -> None:
+        runs = self._context.sampler.runs.newest_first()
+        if self._run_id is None and runs:
+            self._run_id = runs[0].run_id
+        shown = (self._run_id, self._context.sampler.looked_at)
+        if shown == self._shown:
+            return
+        self._shown = shown
+        self._runs.clear()
+        with self._runs:
+            if not runs:
+                text("No run yet.", "hp-muted")
+            for run in runs:
+                _run(run, chosen=run.run_id == self._run_id, choose=self._choose)
+        selected = self._context.sampler.runs.get(self._run_id or "")
+        if selected is not None:
+            await self._show(selected)
+
+    async def _choose(self, run_id: str) -> None:
+        self._run_id = run_id
+        await self._update()
+
+    async def _show(self, run: Run) -> None:
+        points = await asyncio.to_thread(points_of, self._context, run)
+        self._title.set_text(run.run_id)
+        for series, part in zip(self._curve.options["series"], PARTS, strict=True):
+            series["data"] = [[step, loss] for name, step, loss in points if name == part]
+        self._curve.update()
+        self._detail.clear()
+        with self._detail:
+            if not points:
+                text("No point of a curve is known yet.", "hp-muted")
+            for name, value in sorted(run.metrics.items()):
+                if value is not None and value != "" and not isinstance(value, dict | list):
+                    pair(name.replace("_", " "), f"{value:.4g}" if isinstance(value, float) else value)
+
+
+def points_of(context: Context, run: Run) -> list[tuple[str, int, float]]:
+    """Phase, step and loss: of the run's folder where it can be seen, else of the events."""
+    folder = RunFolder.of(context.settings.training.work_dir, run.run_id)
+    points = [(str(p["phase"]), int(p["step"]), float(p["loss"])) for p in folder.points() if "loss" in p]
+    return points or [(phase, step, loss) for (phase, step), loss in sorted(run.points.items())]
+
+
+def _verdict(decision: Decision) -> None:
+    with ui.element("div").classes("hp-line").style("padding-bottom: 8px"):
+        tag("yes", "good") if decision.train else tag("no", "now")
+        if decision.train:
+            why = f"It would train, because of {', '.join(map(_name, decision.reasons))}."
+        elif not decision.reasons:
+            why = "There is no reason to train yet."
+        else:
+            blocked = ", ".join(map(_name, decision.blocked_by))
+            reasons = ", ".join(map(_name, decision.reasons))
+            why = f"There is a reason ({reasons}), but something is in the way: {blocked}."
+        text(why, "hp-verdict hp-wrap", tag="span")
+
+
+def _condition(condition: Condition) -> None:
+    with ui.element("div").classes("hp-row cond"):
+        with ui.element("div"):
+            if condition.kind == "reason":
+                tag("reason", "good") if condition.holds else tag("no reason")
+            else:
+                tag("fine", "good") if condition.holds else tag("in the way", "bad")
+        text(_name(condition.name))
+        text(_says(condition), "hp-muted hp-wrap says")
+
+
+def _name(name: str) -> str:
+    return name.removesuffix("_s").replace("_", " ")
+
+
+def _says(condition: Condition) -> str:
+    """Value and bound. Infinity is the age without a run."""
+    value = condition.value
+    seconds = condition.name.endswith("_s")
+    shown = "no run yet" if value == float("inf") else span(value) if seconds else f"{value:,.4g}"
+    if condition.bound is None:
+        return shown if condition.kind == "reason" else ("yes" if condition.holds else "no")
+    return f"{shown} (bound {span(condition.bound) if seconds else f'{condition.bound:,g}'})"
+
+
+def _run(run: Run, *, chosen: bool, choose: object) -> None:
+    row = (
+        ui.element("div").classes("hp-row pair").style("cursor: pointer" + ("; background: #faf8f3" if chosen else ""))
+    )
+    row.props("role=button tabindex=0").on("click", lambda: choose(run.run_id))  # type: ignore[operator]
+    row.on("keydown.enter", lambda: choose(run.run_id))  # type: ignore[operator]
+    with row:
+        with ui.element("div").classes("hp-line"):
+            tag(run.phase, KINDS.get(run.phase, "now"))
+            text(f"{datetime.fromtimestamp(run.phases[0][1] / 1000, UTC):%b %d %H:%M}", "hp-muted hp-small", tag="span")
+        with ui.element("div"):
+            text(run.run_id, "hp-mono")
+            reason = run.metrics.get("reason") or run.metrics.get("error")
+            took = f"{span(run.seconds)}, ended {at(run.phases[-1][1])}" if run.over else f"{span(run.seconds)} so far"
+            text(f"{took}{f': {reason}' if reason else ''}", "hp-muted hp-small hp-wrap")
+
+
+def _curve() -> ui.echart:
+    line = {"type": "line", "symbolSize": 5, "data": [], "lineStyle": {"width": 2}}
+    return chart(
+        {
+            "grid": {"left": 46, "right": 14, "top": 36, "bottom": 38},
+            "legend": legend(),
+            "tooltip": {"trigger": "axis"},
+            "xAxis": axis(type="value", name="step", nameLocation="middle", nameGap=24, minInterval=1),
+            "yAxis": axis(type="value", scale=True),
+            "series": [{"name": f"{part.upper()} loss", **line} for part in PARTS],
+        },
+        "Loss by step",
+    )
