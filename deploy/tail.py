@@ -32,9 +32,9 @@ class Tail(Follower):
         """Goes on `last` records before the end of each partition that is further behind than that."""
         skipped = 0
         with translated(self._kafka):
-            for tp in self._all:
-                position, high = self._consumer.position(tp), self._consumer.highwater(tp)
-                if high is not None and high - position > self._last:
-                    skipped += high - self._last - position
-                    self._consumer.seek(tp, high - self._last)
+            for tp, end in self._consumer.end_offsets(self._all).items():
+                position = self._consumer.position(tp)
+                if end - self._last > position:
+                    skipped += end - self._last - position
+                    self._consumer.seek(tp, end - self._last)
         return skipped
