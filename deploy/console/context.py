@@ -1,5 +1,6 @@
 """What the pages share: the sampler, the logins, and who may do what."""
 
+import asyncio
 from collections.abc import Awaitable, Callable
 from typing import Any
 
@@ -14,6 +15,8 @@ from streams.errors import HaypileError
 from streams.settings import Settings
 
 DECISION_AGE_S = 5.0
+SEARCHES = 2
+"""At once, through the buffer or the topics: readers are not known, and each costs seconds of a core."""
 
 
 class Context:
@@ -25,6 +28,7 @@ class Context:
         self.sessions = Sessions(settings.console.token, settings.console.session_s)
         # Redacted here whatever `ingest.redact` says: what is on a screen is seen by others.
         self.mask = Mask(Redactor(settings.ingest.phone_regions))
+        self.searches = asyncio.Semaphore(SEARCHES)
         self.decision = Shared(lambda: decide_now(settings), DECISION_AGE_S)
 
     def session(self) -> str | None:

@@ -138,7 +138,7 @@ def time_chart(names: list[str], label: str, *, area: bool = False) -> ui.echart
     line = {"type": "line", "showSymbol": False, "lineStyle": {"width": 2}, **filled}
     return chart(
         {
-            "grid": {"left": 42, "right": 12, "top": 42, "bottom": 24},
+            "grid": {"left": 42, "right": 12, "top": 48, "bottom": 24},
             "legend": legend(),
             "tooltip": {"trigger": "axis"},
             "xAxis": axis(type="time", splitNumber=4, splitLine={"show": False}),

@@ -128,7 +128,10 @@ class _Page:
     async def _load(self) -> None:
         category = None if self._category.value == ALL else self._category.value
         try:
-            async with buffer_of(self._context.settings, BUFFERS[self._which.value]) as buffer:
+            async with (
+                self._context.searches,
+                buffer_of(self._context.settings, BUFFERS[self._which.value]) as buffer,
+            ):
                 page = await browse(buffer, self._offset, PAGE, self._search.value or "", category)
         except HaypileError as error:
             self._rows.clear()
@@ -178,7 +181,7 @@ def _histogram() -> ui.echart:
     bars = {"type": "bar", "data": [], "barCategoryGap": "12%", "itemStyle": {"color": "#a86a10"}, "markLine": line}
     return chart(
         {
-            "grid": {"left": 42, "right": 16, "top": 42, "bottom": 24},
+            "grid": {"left": 42, "right": 16, "top": 26, "bottom": 24},
             "tooltip": {"trigger": "item"},
             "xAxis": axis(type="value", min=1, max=9, interval=1, splitLine={"show": False}),
             "yAxis": axis(type="value", minInterval=1),

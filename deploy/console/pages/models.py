@@ -15,6 +15,8 @@ from trainers.registry import Champion, Manifest, Registry, UnknownVersion
 
 BY = "console"
 WORST = 3
+SHOWN = 20
+"""The newest versions."""
 LOOK_S = 3.0
 
 
@@ -53,8 +55,10 @@ class _Page:
         self._body.clear()
         with self._body:
             self._champion(champion, versions)
-            for manifest in reversed(versions):
+            for manifest in versions[: -SHOWN - 1 : -1]:
                 self._version(manifest, champion.version)
+            if len(versions) > SHOWN:
+                text(f"and {len(versions) - SHOWN} older ones: haypile models list", "hp-muted")
 
     def _champion(self, champion: Champion, versions: list[Manifest]) -> None:
         with card("Serves now"):

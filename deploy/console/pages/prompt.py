@@ -30,7 +30,8 @@ def register(context: Context) -> None:
         async def load() -> None:
             try:
                 # Its own loop in a thread: what it reads from files and Kafka must not hold up this one.
-                story = await asyncio.to_thread(lambda: tell(asyncio.run(gather(context.settings, id, SECONDS))))
+                async with context.searches:
+                    story = await asyncio.to_thread(lambda: tell(asyncio.run(gather(context.settings, id, SECONDS))))
             except HaypileError as error:
                 body.clear()
                 with body:

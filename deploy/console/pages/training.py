@@ -9,7 +9,7 @@ from agents.rules.policy import Condition, Decision
 from deploy.console.context import Context
 from deploy.console.parts import at, axis, card, chart, frame, legend, pair, problem, span, tag, text
 from deploy.console.runs import Run
-from streams.errors import HaypileError
+from streams.errors import HaypileError, InvalidRecord
 from trainers.rundir import RunFolder
 
 DECIDE_S = 5.0
@@ -96,7 +96,10 @@ class _Page:
 
 def points_of(context: Context, run: Run) -> list[tuple[str, int, float]]:
     """Phase, step and loss: of the run's folder where it can be seen, else of the events."""
-    folder = RunFolder.of(context.settings.training.work_dir, run.run_id)
+    try:
+        folder = RunFolder.of(context.settings.training.work_dir, run.run_id)
+    except InvalidRecord:  # anyone may write events
+        return []
     points = [(str(p["phase"]), int(p["step"]), float(p["loss"])) for p in folder.points() if "loss" in p]
     return points or [(phase, step, loss) for (phase, step), loss in sorted(run.points.items())]
 
