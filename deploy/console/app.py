@@ -20,7 +20,10 @@ from deploy.console import login_page
 from deploy.console.context import Context
 from deploy.console.pages import buffer, flow, letters, models, prompt, training
 from deploy.console.sessions import COOKIE, TooManyTries
+from deploy.gate_rows import gate_page
+from streams.errors import HaypileError
 from streams.settings import Settings
+from trainers.registry import Registry
 
 ICON = "<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 32 32'><path d='M3 27 16 5l13 22z' fill='#c98a1b'/></svg>"
 HEADERS = {
@@ -32,6 +35,8 @@ HEADERS = {
     "X-Content-Type-Options": "nosniff",
     "Referrer-Policy": "no-referrer",
 }
+
+PAGE_POLICY = "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src data:; frame-ancestors 'none'"
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -55,7 +60,8 @@ def create_app(settings: Settings) -> FastAPI:
     @app.middleware("http")
     async def guarded(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
         answer = await call_next(request)
-        answer.headers.update(HEADERS)
+        for name, value in HEADERS.items():
+            answer.headers.setdefault(name, value)
         return answer
 
     _routes(app, context)
@@ -83,6 +89,18 @@ def _routes(app: FastAPI, context: Context) -> None:
     @app.get("/style.css")
     async def stylesheet() -> Response:
         return Response(style, media_type="text/css", headers={"Cache-Control": "no-cache"})
+
+    @app.get("/gate/{version}")
+    async def gate(version: str) -> Response:
+        """The gate's page holds what models answered: whatever is in it, it may run and load nothing."""
+        registry = Registry(context.settings.training.registry)
+        try:
+            page = await asyncio.to_thread(gate_page, registry, version)
+        except HaypileError:
+            page = None
+        if page is None:
+            return PlainTextResponse("there is no such page", 404)
+        return HTMLResponse(page, headers={"Content-Security-Policy": PAGE_POLICY})
 
     @app.get("/login")
     async def ask() -> HTMLResponse:

@@ -14,7 +14,7 @@ from playwright.sync_api import Browser, BrowserContext, Page, expect
 
 from deploy.tail import Tail
 from tests.support.chromium import Watched, running_chromium
-from tests.support.console import HOSTILE, HOSTILE_ID, RUN, USER, adapters, feed, settings_of, train
+from tests.support.console import HOSTILE, HOSTILE_ID, HOSTILE_RUN, RUN, USER, adapters, feed, settings_of, train
 from tests.support.stack import Process, Topics, wait_for
 from trainers.registry import Registry
 
@@ -161,6 +161,11 @@ def test_what_users_wrote_is_shown_as_they_wrote_it(operator: BrowserContext) ->
     page, watched = open_page(operator, "/models", "Its worst losses")
     page.get_by_text("Its worst losses").first.click()
     expect(page.get_by_text(HOSTILE).first).to_be_visible()
+    with operator.expect_page() as opened:
+        page.get_by_text("The gate's report").first.click()
+    expect(opened.value.locator("p")).to_have_text(re.compile(r"v000\d-"))
+    assert opened.value.title() != "ran" and opened.value.locator("script").count() == 2, "it has scripts, and none ran"
+    opened.value.close()
     page.close()
     page, more = open_page(operator, "/dead-letters", '"user_id": "(hidden)"')
     text = page.locator(".hp-page, .hp-login-page").inner_text()
@@ -214,6 +219,9 @@ def test_runs_have_their_curves_and_the_decision_its_reasons(reader: BrowserCont
     expect(main).to_contain_text("no run in progress")
     drawn = page.locator(".hp-chart svg path")
     wait_for("the curves", lambda: drawn.count() > 10, 20)
+    page.get_by_text(HOSTILE_RUN).first.click()
+    expect(main).to_contain_text("No point of a curve is known yet")
+    assert not page.evaluate("window.hostile")
     assert watched.errors == []
     page.close()
 
@@ -305,6 +313,7 @@ def test_other_sites_are_kept_out(console: Console) -> None:
     assert status == 200
     assert headers["x-frame-options"] == "DENY"
     assert "default-src 'self'" in headers["content-security-policy"]
+    assert request(f"{console.url}/gate/..%2f..%2fchampion.json")[0] == 404
     assert request(console.url, Host="evil.example")[0] == 400
     socket = f"{console.url}/_nicegui_ws/socket.io/?EIO=4&transport=polling"
     assert request(socket, Origin="http://evil.example")[0] == 400

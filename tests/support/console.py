@@ -17,6 +17,7 @@ HOSTILE = '<img src=x onerror="window.hostile=1"><script>window.hostile=1</scrip
 """Prompt, answer, id and error alike may hold it."""
 HOSTILE_ID = '"><svg onload=window.hostile=1>&id=x#y/../'
 USER = "anna.secret@example.com"
+HOSTILE_RUN = "../../<img src=x onerror=window.hostile=1>"
 RUN = "20261122t120000-1"
 
 
@@ -47,8 +48,10 @@ def feed(topics: Topics, folder: Path, environ: dict[str, str], prompts: int) ->
 
 
 def train(topics: Topics, data: Path) -> None:
-    """A run that ended, as the topic and its folder tell it."""
+    """A run that ended, as the topic and its folder tell it, and one with a hostile id that is in the topic only."""
     now = int(time.time() * 1000)
+    hostile = TrainEvent(run_id=HOSTILE_RUN, phase="sft", metrics={"reason": HOSTILE}, ts=now - 600_000)
+    topics.send([encode(hostile)], topics.names.events, partition=0)
     events = [
         TrainEvent(run_id=RUN, phase=phase, metrics=metrics, ts=now - 60_000 * (6 - minute))  # type: ignore[arg-type]
         for minute, (phase, metrics) in enumerate(
@@ -109,6 +112,8 @@ def adapters(data: Path) -> list[str]:
                 "rows": [{**row, "champion_answer": "A sound answer.", "challenger_answer": HOSTILE}],
             },
         )
+        page = f"<p>{manifest.version}</p><script>document.title = 'ran'</script>{HOSTILE}"
+        (registry.path(manifest.version) / "gate.html").write_text(page)
         versions.append(manifest.version)
     registry.set_champion(versions[0], reason="it won", by="trainer")
     return versions

@@ -8,7 +8,7 @@ from nicegui import ui
 
 from deploy.console.context import Context
 from deploy.console.parts import at, card, frame, pair, problem, tag, text
-from deploy.gate_rows import gap, worst_losses
+from deploy.gate_rows import GATE_PAGE, gap, worst_losses
 from streams.errors import HaypileError
 from trainers import promotion
 from trainers.registry import Champion, Manifest, Registry, UnknownVersion
@@ -103,6 +103,10 @@ class _Page:
                         pair(name.replace("_", " "), f"{value:.4g}" if isinstance(value, float) else value)
             if gate is not None and gate.get("losses"):
                 self._losses(manifest.version)
+            if (self._registry.adapters / manifest.version / GATE_PAGE).is_file():
+                link = ui.element("a").props(f"href=/gate/{manifest.version} target=_blank rel=noopener")
+                with link.classes("hp-small"):
+                    text("The gate's report", tag="span")
             if self._session is not None and manifest.version != champion:
                 with ui.element("div").classes("hp-actions"):
                     self._button(
