@@ -20,10 +20,9 @@ from deploy.console import login_page
 from deploy.console.context import Context
 from deploy.console.pages import buffer, flow, letters, models, prompt, training
 from deploy.console.sessions import COOKIE, TooManyTries
-from deploy.gate_rows import gate_page
 from streams.errors import HaypileError
 from streams.settings import Settings
-from trainers.registry import Registry
+from trainers.registry import GATE_PAGE, Registry
 
 ICON = "<svg xmlns='http://www.w3.org/2000/svg' viewBox='0 0 32 32'><path d='M3 27 16 5l13 22z' fill='#c98a1b'/></svg>"
 HEADERS = {
@@ -95,10 +94,8 @@ def _routes(app: FastAPI, context: Context) -> None:
         """The gate's page holds what models answered: whatever is in it, it may run and load nothing."""
         registry = Registry(context.settings.training.registry)
         try:
-            page = await asyncio.to_thread(gate_page, registry, version)
-        except HaypileError:
-            page = None
-        if page is None:
+            page = await asyncio.to_thread(lambda: (registry.path(version) / GATE_PAGE).read_bytes())
+        except (HaypileError, OSError):
             return PlainTextResponse("there is no such page", 404)
         return HTMLResponse(page, headers={"Content-Security-Policy": PAGE_POLICY})
 

@@ -37,15 +37,26 @@ class Context:
         id = request.cookies.get(COOKIE) if request is not None else None
         return id if self.sessions.valid(id) else None
 
-    async def act(self, session: str | None, what: str, action: Callable[[], Awaitable[Any]]) -> Any:
-        """Does what changes something, if the session still goes on; tells how it went. None when it did not happen."""
+    async def act(
+        self,
+        session: str | None,
+        what: str,
+        action: Callable[[], Awaitable[Any]],
+        says: Callable[[Any], str] = lambda done: "done",
+    ) -> None:
+        """Does what changes something, if the session still goes on, and tells how it went."""
+        client = ui.context.client  # the button may be gone when it is done: its page shows what changed
+
+        def tell(line: str, kind: str, ms: int = 5_000) -> None:
+            with client:
+                ui.notify(line, type=kind, multi_line=True, timeout=ms)  # type: ignore[arg-type]
+
         if not self.sessions.valid(session):
-            ui.notify("The login has ended: log in again", type="negative")
-            return None
+            tell("The login has ended: log in again", "negative")
+            return
         try:
             done = await action()
         except HaypileError as error:
-            ui.notify(f"{what}: {error}", type="negative", multi_line=True, timeout=15_000)
-            return None
-        ui.notify(f"{what}: done", type="positive")
-        return done
+            tell(f"{what}: {error}", "negative", 15_000)
+            return
+        tell(f"{what}: {says(done)}", "positive")

@@ -1,6 +1,6 @@
 """Pieces that every page is made of. Text from outside goes into labels only: those are never HTML."""
 
-from collections.abc import Iterator
+from collections.abc import Awaitable, Callable, Iterator
 from contextlib import contextmanager
 from datetime import UTC, datetime
 from typing import Any
@@ -21,6 +21,8 @@ TEXT = "#706b60"
 FONT = "'DejaVu Sans', Roboto, 'Segoe UI', sans-serif"
 LINE = "#e4e0d6"
 BAD = "#b23a2e"
+WHY_CHARS = 300
+"""Of a reason, like the commands'."""
 POINTS = 240
 """Of a line: more than a chart has pixels for."""
 
@@ -160,13 +162,38 @@ def at(ms: float | None) -> str:
     return "–" if ms is None else f"{datetime.fromtimestamp(ms / 1000, UTC):%Y-%m-%d %H:%M:%S} UTC"
 
 
-def span(seconds: float) -> str:
-    """A length of time, for people."""
-    if seconds < 120:
-        return f"{seconds:.0f} s"
-    return f"{seconds / 60:.0f} min" if seconds < 7200 else f"{seconds / 3600:.1f} h"
-
-
 def rate(value: float | None) -> str:
     """Records a second."""
     return "–" if value is None else f"{value:,.0f}/s" if value >= 10 else f"{value:.1f}/s"
+
+
+def act_button(
+    context: Context,
+    session: str | None,
+    name: str,
+    question: str,
+    action: Callable[[str], Awaitable[Any]],
+    after: Callable[[], Awaitable[None]],
+) -> None:
+    """A button that asks why first, does it if the login goes on, and then calls `after`. `action` gets the reason."""
+    with ui.dialog() as dialog, ui.card():
+        text(question, "hp-wrap")
+        reason = ui.input("Why? It is kept in the history.").classes("hp-why").props("outlined dense autofocus")
+
+        async def do() -> None:
+            why = " ".join((reason.value or "").split())
+            if not 0 < len(why) <= WHY_CHARS:
+                ui.notify("Say why" if not why else f"In {WHY_CHARS} characters, please", type="warning")
+                return
+            dialog.close()
+            waiting.set_visibility(True)
+            await context.act(session, name, lambda: action(why))
+            waiting.set_visibility(False)
+            await after()
+
+        with ui.element("div").classes("hp-actions"):
+            ui.button(name, on_click=do).props("unelevated no-caps color=brown-8")
+            ui.button("Leave it", on_click=dialog.close).props("flat no-caps color=brown-8")
+    ui.button(f"{name} …", on_click=dialog.open).props("outline no-caps color=brown-8")
+    waiting = text("it goes on …", "hp-muted", tag="span")
+    waiting.set_visibility(False)

@@ -173,6 +173,10 @@ class Shared:
         self._value: Any = None
         self._at = float("-inf")
 
+    def forget(self) -> None:
+        """Who asks next gets a new one."""
+        self._at = float("-inf")
+
     async def get(self) -> Any:
         """The value, at most that old. Raises what fetching raises."""
         async with self._lock:

@@ -158,9 +158,7 @@ def test_what_users_wrote_is_shown_as_they_wrote_it(operator: BrowserContext) ->
     assert page.locator(".hp-text").first.inner_text().startswith(HOSTILE)
     expect(page.locator(".hp-page, .hp-login-page")).to_contain_text(re.compile(r"user [0-9a-f]{8}"))
     page.close()
-    page, watched = open_page(operator, "/models", "Its worst losses")
-    page.get_by_text("Its worst losses").first.click()
-    expect(page.get_by_text(HOSTILE).first).to_be_visible()
+    page, watched = open_page(operator, "/models", "The gate's report")
     with operator.expect_page() as opened:
         page.get_by_text("The gate's report").first.click()
     expect(opened.value.locator("p")).to_have_text(re.compile(r"v000\d-"))
@@ -212,10 +210,10 @@ def test_a_member_is_found_and_leads_to_its_story(reader: BrowserContext) -> Non
 
 
 def test_runs_have_their_curves_and_the_decision_its_reasons(reader: BrowserContext) -> None:
-    page, watched = open_page(reader, "/training", "There is")
+    page, watched = open_page(reader, "/training", "Would not train: no reason holds")
     main = page.locator(".hp-page, .hp-login-page")
     expect(main).to_contain_text(RUN)
-    expect(main).to_contain_text(f"{CAPACITY} (bound 5,000)")
+    expect(main).to_contain_text(f"{CAPACITY} are in the buffer (at least 5,000)")
     expect(main).to_contain_text("no run in progress")
     drawn = page.locator(".hp-chart svg path")
     wait_for("the curves", lambda: drawn.count() > 10, 20)
@@ -269,6 +267,22 @@ def test_promote_and_rollback_ask_why_and_reach_the_servers(console: Console, op
     page.get_by_role("button", name="Roll back", exact=True).click()
     wait_for("the rollback", lambda: console.registry.champion().version == console.versions[0], 30)
     assert console.adapters() == [f"haypile-{console.versions[0]}"]
+
+
+def test_a_run_is_asked_for_and_training_paused_and_resumed(operator: BrowserContext) -> None:
+    page, _ = open_page(operator, "/training", "no reason holds")
+    shown = page.locator(".hp-page")
+    for name, why, shows in (
+        ("Train now", "a <b>new</b> judge", "a <b>new</b> judge"),
+        ("Pause", "a release", "paused: a release"),
+        ("Resume", "it is out", "not paused"),
+    ):
+        page.get_by_role("button", name=f"{name} …").click()
+        page.get_by_label("Why? It is kept in the history.").fill(why)
+        page.get_by_role("button", name=name, exact=True).click()
+        expect(shown).to_contain_text(shows)
+    expect(shown).to_contain_text("does not count")
+    page.close()
 
 
 def test_replay_sends_dead_letters_back(console: Console, operator: BrowserContext) -> None:

@@ -94,7 +94,7 @@ def adapters(data: Path) -> list[str]:
             metrics={"sft_loss": 2.18, "dpo_loss": 0.68},
             now_ms=int(time.time() * 1000),
         )
-        row = {"prompt_id": "f" * 64, "difficulty": 7.5, "champion_reward": 6.5, "challenger_reward": 3.1}
+        page = f"<p>{manifest.version}</p><script>document.title = 'ran'</script>{HOSTILE}"
         registry.set_gate(
             manifest.version,
             {
@@ -109,11 +109,10 @@ def adapters(data: Path) -> list[str]:
                 "upper": 0.8,
                 "promote": wins > losses,
                 "reason": f"win rate {(wins + 2) / 24:.3f}, over 24 prompts",
-                "rows": [{**row, "champion_answer": "A sound answer.", "challenger_answer": HOSTILE}],
+                "rows": [],
             },
+            page,
         )
-        page = f"<p>{manifest.version}</p><script>document.title = 'ran'</script>{HOSTILE}"
-        (registry.path(manifest.version) / "gate.html").write_text(page)
         versions.append(manifest.version)
     registry.set_champion(versions[0], reason="it won", by="trainer")
     return versions

@@ -4,9 +4,10 @@ from nicegui import ui
 
 from deploy.console.context import Context
 from deploy.console.history import BUCKET_S
-from deploy.console.parts import Kpi, axis, card, chart, frame, legend, problem, rate, span, tag, text, thin, time_chart
+from deploy.console.parts import Kpi, axis, card, chart, frame, legend, problem, rate, tag, text, thin, time_chart
 from deploy.console.sampler import DEAD
 from deploy.explain import REASONS
+from streams.timetable import span
 from streams.topics import topic_names
 
 KINDS = {

@@ -81,12 +81,9 @@ class _Page:
 
             async def do() -> None:
                 dialog.close()
-                done: Replayed | None = await self._context.act(
-                    self._session, f"Replay of {reason}", lambda: asyncio.to_thread(self._replay, letters)
+                await self._context.act(
+                    self._session, f"Replay of {reason}", lambda: asyncio.to_thread(self._replay, letters), _says
                 )
-                if done is not None:
-                    refused = f", {len(done.refused)} not sent" if done.refused else ""
-                    ui.notify(f"{done.sent} sent back, {done.failed} failed{refused}")
 
             with ui.element("div").classes("hp-actions"):
                 ui.button("Send back", on_click=do).props("unelevated no-caps color=brown-8")
@@ -96,3 +93,8 @@ class _Page:
     def _replay(self, letters: list[Letter]) -> Replayed:
         with Feed(self._context.settings) as feed:
             return replay(feed, letters, None)
+
+
+def _says(done: Replayed) -> str:
+    refused = f", {len(done.refused)} not sent" if done.refused else ""
+    return f"{done.sent} sent back, {done.failed} failed{refused}"

@@ -7,14 +7,13 @@ from typing import Any
 from nicegui import ui
 
 from deploy.console.context import Context
-from deploy.console.parts import at, card, frame, pair, problem, tag, text
-from deploy.gate_rows import GATE_PAGE, gap, worst_losses
+from deploy.console.parts import act_button, at, card, frame, pair, problem, tag, text
 from streams.errors import HaypileError
 from trainers import promotion
-from trainers.registry import Champion, Manifest, Registry, UnknownVersion
+from trainers.history import Champion
+from trainers.registry import GATE_PAGE, Manifest, Registry, UnknownVersion
 
 BY = "console"
-WORST = 3
 SHOWN = 20
 """The newest versions."""
 LOOK_S = 3.0
@@ -75,11 +74,8 @@ class _Page:
             except UnknownVersion:
                 return
             with ui.element("div").classes("hp-actions"):
-                self._button(
-                    "Roll back",
-                    f"Serve {before} again instead of {champion.version or 'the base model'}?",
-                    self._rollback,
-                )
+                question = f"Serve {before} again instead of {champion.version or 'the base model'}?"
+                act_button(self._context, self._session, "Roll back", question, self._rollback, self._update)
 
     def _version(self, manifest: Manifest, champion: str | None) -> None:
         gate = manifest.gate
@@ -88,10 +84,14 @@ class _Page:
                 text(manifest.version, "hp-h2 hp-wrap", tag="h2")
                 if manifest.version == champion:
                     tag("serves", "good")
+                elif manifest.canary is not None and not manifest.canary.get("passed"):
+                    tag("failed the canary", "bad")
                 elif gate is not None:
                     tag("passed the gate", "good") if gate.get("promote") else tag("rejected", "bad")
                 else:
                     tag("not judged yet", "now")
+                if manifest.pruned_at is not None:
+                    tag("weights removed")
             text(f"made {at(manifest.created_at)}, from {manifest.parent or 'the base model'}", "hp-muted hp-small")
             if gate is not None:
                 _gate(gate)
@@ -101,55 +101,17 @@ class _Page:
                 for name, value in manifest.metrics.items():
                     if isinstance(value, int | float | str):
                         pair(name.replace("_", " "), f"{value:.4g}" if isinstance(value, float) else value)
-            if gate is not None and gate.get("losses"):
-                self._losses(manifest.version)
             if (self._registry.adapters / manifest.version / GATE_PAGE).is_file():
                 link = ui.element("a").props(f"href=/gate/{manifest.version} target=_blank rel=noopener")
                 with link.classes("hp-small"):
                     text("The gate's report", tag="span")
-            if self._session is not None and manifest.version != champion:
+            if self._session is not None and manifest.version != champion and manifest.pruned_at is None:
+                question = f"Load {manifest.version} on every server and serve it?"
+                if manifest.refused:
+                    question = f"It was refused. {question}"
                 with ui.element("div").classes("hp-actions"):
-                    self._button(
-                        "Promote",
-                        f"Load {manifest.version} on every server and serve it?",
-                        self._promote(manifest.version),
-                    )
-
-    def _losses(self, version: str) -> None:
-        rows = worst_losses(self._registry, version, WORST)
-        if not rows:
-            return
-        with ui.expansion("Its worst losses").classes("hp-small").props("dense"):
-            for row in rows:
-                text(f"prompt {row.get('prompt_id', '')[:16]}, behind by {-gap(row):.2f}", "hp-muted hp-mono")
-                for who in ("champion", "challenger"):
-                    text(f"{who}, reward {row[f'{who}_reward']:.2f}", "hp-muted")
-                    text(row.get(f"{who}_answer", ""), "hp-text")
-
-    # -- what changes something ------------------------------------------------------------------------------------
-
-    def _button(self, name: str, question: str, action: Callable[[str], Awaitable[Any]]) -> None:
-        """A button that asks for a reason first."""
-        with ui.dialog() as dialog, ui.card():
-            text(question, "hp-wrap")
-            reason = ui.input("Why? It is kept in the history.").classes("w-full").props("outlined dense autofocus")
-
-            async def do() -> None:
-                if not (reason.value or "").strip():
-                    ui.notify("Say why", type="warning")
-                    return
-                dialog.close()
-                waiting.set_visibility(True)
-                await self._context.act(self._session, name, lambda: action(reason.value.strip()))
-                waiting.set_visibility(False)
-                await self._update()
-
-            with ui.element("div").classes("hp-actions"):
-                ui.button(name, on_click=do).props("unelevated no-caps color=brown-8")
-                ui.button("Leave it", on_click=dialog.close).props("flat no-caps color=brown-8")
-        ui.button(f"{name} …", on_click=dialog.open).props("outline no-caps color=brown-8")
-        waiting = text("asking the servers …", "hp-muted", tag="span")
-        waiting.set_visibility(False)
+                    promote = self._promote(manifest.version)
+                    act_button(self._context, self._session, "Promote", question, promote, self._update)
 
     def _promote(self, version: str) -> Callable[[str], Awaitable[Any]]:
         return lambda reason: promotion.promote(

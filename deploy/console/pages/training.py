@@ -1,17 +1,24 @@
 """Why training does or does not start, and the runs with their curves."""
 
 import asyncio
+import time
+import uuid
 from datetime import UTC, datetime
 
 from nicegui import ui
 
-from agents.rules.policy import Condition, Decision
+from agents.rules.policy import Condition
+from deploy.commands.common import orders_of
 from deploy.console.context import Context
-from deploy.console.parts import at, axis, card, chart, frame, legend, pair, problem, span, tag, text
+from deploy.console.parts import act_button, at, axis, card, chart, frame, legend, pair, problem, tag, text
 from deploy.console.runs import Run
+from deploy.training_status import verdict
 from streams.errors import HaypileError, InvalidRecord
+from streams.timetable import span, zone_of
+from streams.training_orders import AskedRun, Pause
 from trainers.rundir import RunFolder
 
+BY = "console"
 DECIDE_S = 5.0
 KINDS = {"done": "good", "failed": "bad", "rejected": "bad"}
 PARTS = ("sft", "dpo")
@@ -22,16 +29,20 @@ def register(context: Context) -> None:
 
     @ui.page("/training")
     def training() -> None:
-        with frame(context, "/training", "Training", "Why a run starts or does not, and how the runs went."):
-            _Page(context)
+        lead = "Why a run starts or does not, and how the runs went."
+        with frame(context, "/training", "Training", lead) as session:
+            _Page(context, session)
 
 
 class _Page:
-    def __init__(self, context: Context) -> None:
+    def __init__(self, context: Context, session: str | None) -> None:
         self._context = context
+        self._session = session
         self._run_id: str | None = None
         with card("Would it train now?"):
             self._decision = ui.element("div").classes("hp-rows")
+            if session is not None:
+                self._buttons()
         with ui.element("div").classes("hp-grid"):
             with card("Runs", "The newest first; choose one for its curve."):
                 self._runs = ui.element("div").classes("hp-rows")
@@ -43,7 +54,34 @@ class _Page:
         ui.timer(DECIDE_S, self._decide)
         ui.timer(1.0, self._update)
 
+    def _buttons(self) -> None:
+        """What the commands `train --now`, `pause` and `resume` do."""
+        with ui.element("div").classes("hp-actions"):
+            for name, question, action in (
+                ("Train now", "Ask for one run? It needs no reason and waits for no guard.", self._train),
+                ("Pause", "Begin no run from now on? One in progress goes on.", self._pause),
+                ("Resume", "End the pause?", self._resume),
+            ):
+                act_button(self._context, self._session, name, question, action, self._decide_anew)
+
+    async def _train(self, reason: str) -> None:
+        async with orders_of(self._context.settings) as orders:
+            await orders.ask(AskedRun(id=uuid.uuid4().hex, at_ms=_now_ms(), reason=reason, by=BY))
+
+    async def _pause(self, reason: str) -> None:
+        async with orders_of(self._context.settings) as orders:
+            await orders.pause(Pause(since_ms=_now_ms(), reason=reason, by=BY))
+
+    async def _resume(self, _reason: str) -> None:
+        async with orders_of(self._context.settings) as orders:
+            await orders.resume()
+
+    async def _decide_anew(self) -> None:
+        self._context.decision.forget()
+        await self._decide()
+
     async def _decide(self) -> None:
+        zone = zone_of(self._context.settings.trigger.timezone)
         try:
             decision = await self._context.decision.get()
         except HaypileError as error:
@@ -53,9 +91,12 @@ class _Page:
             return
         self._decision.clear()
         with self._decision:
-            _verdict(decision)
+            with ui.element("div").classes("hp-line").style("padding-bottom: 8px"):
+                tag("yes", "good") if decision.train else tag("no", "now")
+                said = verdict(decision).says(zone).replace("_", " ")
+                text(f"{said[:1].upper()}{said[1:]}.", "hp-verdict hp-wrap", tag="span")
             for condition in decision.conditions:
-                _condition(condition)
+                _condition(condition, condition.name not in decision.skipped)
 
     async def _update(self) -> None:
         runs = self._context.sampler.runs.newest_first()
@@ -104,43 +145,21 @@ def points_of(context: Context, run: Run) -> list[tuple[str, int, float]]:
     return points or [(phase, step, loss) for (phase, step), loss in sorted(run.points.items())]
 
 
-def _verdict(decision: Decision) -> None:
-    with ui.element("div").classes("hp-line").style("padding-bottom: 8px"):
-        tag("yes", "good") if decision.train else tag("no", "now")
-        if decision.train:
-            why = f"It would train, because of {', '.join(map(_name, decision.reasons))}."
-        elif not decision.reasons:
-            why = "There is no reason to train yet."
-        else:
-            blocked = ", ".join(map(_name, decision.blocked_by))
-            reasons = ", ".join(map(_name, decision.reasons))
-            why = f"There is a reason ({reasons}), but something is in the way: {blocked}."
-        text(why, "hp-verdict hp-wrap", tag="span")
-
-
-def _condition(condition: Condition) -> None:
+def _condition(condition: Condition, counts: bool) -> None:
     with ui.element("div").classes("hp-row cond"):
         with ui.element("div"):
             if condition.kind == "reason":
                 tag("reason", "good") if condition.holds else tag("no reason")
+            elif condition.holds:
+                tag("fine", "good")
             else:
-                tag("fine", "good") if condition.holds else tag("in the way", "bad")
-        text(_name(condition.name))
-        text(_says(condition), "hp-muted hp-wrap says")
+                tag("in the way", "bad") if counts else tag("does not count")
+        text(condition.name.removesuffix("_s").replace("_", " "))
+        text(condition.says, "hp-muted hp-wrap says")
 
 
-def _name(name: str) -> str:
-    return name.removesuffix("_s").replace("_", " ")
-
-
-def _says(condition: Condition) -> str:
-    """Value and bound. Infinity is the age without a run."""
-    value = condition.value
-    seconds = condition.name.endswith("_s")
-    shown = "no run yet" if value == float("inf") else span(value) if seconds else f"{value:,.4g}"
-    if condition.bound is None:
-        return shown if condition.kind == "reason" else ("yes" if condition.holds else "no")
-    return f"{shown} (bound {span(condition.bound) if seconds else f'{condition.bound:,g}'})"
+def _now_ms() -> int:
+    return int(time.time() * 1000)
 
 
 def _run(run: Run, *, chosen: bool, choose: object) -> None:
