@@ -455,8 +455,8 @@ class ConsoleSettings(Section):
     """Names under which it is reached, besides `host`, `localhost` and 127.0.0.1: requests for any other are refused,
     so that no foreign page can read it through a name of its own (DNS rebinding)."""
     token: SecretStr | None = Field(None, min_length=16)
-    """Who knows it may log in and change something (promote, roll back, replay); null: nobody may, here. From the
-    environment only."""
+    """Who knows it may log in and change something (promote, roll back, replay, pause); null: nobody may, here. From
+    the environment only."""
     session_s: float = Field(12 * 3_600, gt=0)
     """A login ends after this."""
     interval_s: float = Field(5, ge=1)

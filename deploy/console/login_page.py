@@ -16,7 +16,7 @@ def html(*, possible: bool, problem: str = "") -> str:
 <title>haypile: log in</title><link rel="stylesheet" href="/style.css"></head>
 <body class="hp-login-page"><main class="hp-card">
 <h1>haypile</h1>
-<p>Looking needs no login. Promoting, rolling back and replaying do.</p>
+<p>Looking needs no login. Changing something does.</p>
 {said}{FORM if possible else OFF}
 <p><a href="/">Back</a></p>
 </main></body></html>"""
