@@ -14,10 +14,12 @@ import typer
 from deploy.commands import (
     buffer,
     config,
+    console,
     dlq,
     doctor,
     eval,
     explain,
+    http,
     ingest,
     judge,
     models,
@@ -60,6 +62,8 @@ app.command("up")(stack.up)
 app.command("demo")(stack.demo)
 app.command("worker")(processes.worker)
 app.command("trainer")(processes.trainer)
+app.command("http")(http.http)
+app.command("console")(console.console)
 app.command("ingest")(ingest.ingest)
 app.command("status")(status.status)
 app.command("doctor")(doctor.doctor)

@@ -16,6 +16,7 @@ from streams.records import (
     AcceptedPrompt,
     CuratedOutcome,
     DeadLetter,
+    Feedback,
     Member,
     RawPrompt,
     ScoredPrompt,
@@ -79,6 +80,7 @@ class Evidence:
     others: list[CuratedOutcome] = field(default_factory=list)
     """Of other prompts, because of this one: alike to it, a repeat of it, evicted by it."""
     letters: list[DeadLetter] = field(default_factory=list)
+    feedback: list[Feedback] = field(default_factory=list)
     members: list[InBuffer] = field(default_factory=list)
     snapshots: list[InSnapshot] = field(default_factory=list)
     requests: list[TrainRequest] = field(default_factory=list)
@@ -152,7 +154,7 @@ def _topics(settings: Settings, evidence: Evidence, seconds: float) -> None:
     names, id = topic_names(settings.kafka), evidence.id
     needles = needles_of(id)
     until = time.monotonic() + seconds
-    left = [names.curated, names.scored, names.dead, names.accepted, names.raw]
+    left = [names.curated, names.scored, names.dead, names.feedback, names.accepted, names.raw]
     log = LogSearch(settings.kafka)
 
     def mentions(value: bytes) -> bool:
@@ -183,6 +185,10 @@ def _topics(settings: Settings, evidence: Evidence, seconds: float) -> None:
             letter = _decoded(DeadLetter, found.value)
             if letter is not None:
                 evidence.letters.append(letter)
+        for found in search(names.feedback, mentions, id):
+            feedback = _decoded(Feedback, found.value)
+            if feedback is not None and feedback.id == id:
+                evidence.feedback.append(feedback)
         if not evidence.scored and not evidence.members:
             for found in search(names.accepted, mentions, id):
                 accepted = _decoded(AcceptedPrompt, found.value)

@@ -52,6 +52,8 @@ class Story:
     judged: dict[str, Any] = field(default_factory=dict)
     history: list[dict[str, Any]] = field(default_factory=list)
     """Outcomes and dead letters, in the order of time."""
+    feedback: list[dict[str, Any]] = field(default_factory=list)
+    """What its user thought of the answer, in the order of time: the last word counts."""
     near: list[dict[str, Any]] = field(default_factory=list)
     """Other prompts that it met: alike to it, repeats of it, evicted by it."""
     buffer: list[dict[str, Any]] = field(default_factory=list)
@@ -77,6 +79,7 @@ def tell(evidence: Evidence) -> Story:
         why = {"what": "dead letter", "reason": letter.reason, "error": letter.error, "of": place}
         events.append((letter.ts, {"at": _time(letter.ts), **why}))
     story.history = _once([event for _, event in sorted(events, key=lambda pair: pair[0])])
+    story.feedback = _feedback(evidence, prompt)
     story.near = _once([{"id": outcome.id, **_outcome(outcome)} for outcome in evidence.others])
     for found in evidence.members:
         member = found.member
@@ -98,7 +101,15 @@ def tell(evidence: Evidence) -> Story:
     ]
     story.runs = _runs(evidence)
     story.not_known = _not_known(evidence)
-    story.known = bool(evidence.raw or prompt or events or evidence.others or evidence.members or evidence.snapshots)
+    story.known = bool(
+        evidence.raw
+        or prompt
+        or events
+        or evidence.others
+        or evidence.members
+        or evidence.snapshots
+        or evidence.feedback
+    )
     return story
 
 
@@ -149,6 +160,15 @@ def _came(evidence: Evidence, prompt: AcceptedPrompt | None) -> dict[str, Any]:
     elif evidence.raw is not None and evidence.raw[1] is not None:
         came |= {"user_id": evidence.raw[1].user_id, "source": evidence.raw[1].source}
     return came
+
+
+def _feedback(evidence: Evidence, prompt: AcceptedPrompt | None) -> list[dict[str, Any]]:
+    told = []
+    if prompt is not None and prompt.feedback is not None:
+        told.append({"at": _time(prompt.ts), "feedback": prompt.feedback, "source": prompt.source})
+    for given in sorted(evidence.feedback, key=lambda given: given.ts):
+        told.append({"at": _time(given.ts), "feedback": given.feedback, "source": given.source})
+    return told
 
 
 def _judged(prompt: ScoredPrompt) -> dict[str, Any]:
@@ -247,10 +267,15 @@ def lines(story: Story, chars: int = 600) -> list[str]:
         told += _judged_lines(story.judged)
     if story.history:
         told.append("HISTORY")
-        told += [f"          {event['at']}  {_sentence(event)}" for event in story.history]
+        told += [f"          {event['at']}  {sentence(event)}" for event in story.history]
+    if story.feedback:
+        told.append("FEEDBACK")
+        for given in story.feedback:
+            source = f", from {given['source']}" if given["source"] else ""
+            told.append(f"          {given['at']}  {given['feedback']:+.2f}{source}")
     if story.near:
         told.append("OTHERS    because of it")
-        told += [f"          {event['at']}  {event['id']} {_sentence(event)}" for event in story.near]
+        told += [f"          {event['at']}  {event['id']} {sentence(event)}" for event in story.near]
     for place in story.buffer:
         name = "BUFFER" if place["buffer"] == "main" else "HELD OUT"
         told.append(f"{name:9s} place {place['place']} of {place['of']} (capacity {place['capacity']})")
@@ -285,7 +310,8 @@ def _judged_lines(judged: dict[str, Any]) -> list[str]:
     return told
 
 
-def _sentence(event: dict[str, Any]) -> str:
+def sentence(event: dict[str, Any]) -> str:
+    """An event of a story (of `history` or `near`) for people."""
     if event["what"] == "dead letter":
         return f"dead letter of {event['of']}: {event['reason']}: {event['error']}"
     said = REASONS[event["what"]]

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from typing import Any
 
 from streams.errors import Transient
-from streams.settings import KafkaSettings
+from streams.settings import KafkaSettings, Settings
+from streams.topics import topic_names
 
 BOOTSTRAP_MS = 5_000
 """A command says within seconds that the broker is not there."""
@@ -138,6 +139,17 @@ class TopicState:
     """Between the log's begin and end."""
     lag: int | None
     """Records that the group has not committed; None: no group reads it."""
+    written: int = 0
+    """Records that were ever written: the sum of the log's ends."""
+
+
+def readers_of(settings: Settings) -> dict[str, str | None]:
+    """The group that consumes each topic; None where none does."""
+    names, workers = topic_names(settings.kafka), settings.kafka.group
+    readers: dict[str, str | None] = dict.fromkeys(names.all())
+    readers |= {names.raw: workers, names.accepted: workers, names.scored: workers}
+    readers[names.requests] = settings.training.group
+    return readers
 
 
 def topic_states(kafka: KafkaSettings, readers: dict[str, str | None]) -> dict[str, TopicState]:
@@ -161,7 +173,8 @@ def topic_states(kafka: KafkaSettings, readers: dict[str, str | None]) -> dict[s
                     committed = {tp: consumer.committed(tp) for tp in tps}
                     # An end under it is Tansu's, which is short by the last batch.
                     lag = sum(max(0, ends[tp] - (committed[tp] or begins[tp])) for tp in tps)
-                found[topic] = TopicState(len(tps), sum(ends[tp] - begins[tp] for tp in tps), lag)
+                held = sum(ends[tp] - begins[tp] for tp in tps)
+                found[topic] = TopicState(len(tps), held, lag, sum(ends.values()))
         finally:
             for consumer in consumers.values():
                 consumer.close()

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 import msgspec
 
 from deploy.feeding import Feed
-from deploy.kafka import read_topics
+from deploy.kafka import Message, read_topics
 from streams.errors import Fatal
 from streams.records import DeadLetter, decode
 from streams.settings import KafkaSettings
@@ -44,13 +44,18 @@ class Letter:
 
 
 def read_letters(kafka: KafkaSettings) -> list[Letter]:
-    """All dead letters, the oldest first; one that was written twice (a redelivery) once. Raises `Transient`.
+    """All dead letters, as `letters_of` has them. Raises `Transient`."""
+    return letters_of(read_topics(kafka, topic_names(kafka).dead))
+
+
+def letters_of(messages: Iterable[Message]) -> list[Letter]:
+    """The dead letters in records of `prompts.dead`, the oldest first; one that was written twice (a redelivery) once.
 
     One that was sent back and died again is told by its last death only, which has the others in its trail: else each
     replay would double what the next one sends.
     """
     found: dict[tuple[str, str], Letter] = {}
-    for message in read_topics(kafka, topic_names(kafka).dead):
+    for message in messages:
         try:
             letter = decode(DeadLetter, message.value)
         except msgspec.MsgspecError as error:

@@ -2,7 +2,7 @@
 
 import logging
 
-LIBRARIES = ("aiokafka", "faust", "mode", "kafka")
+LIBRARIES = ("aiokafka", "faust", "mode", "kafka", "uvicorn")
 """They tell what only their authors need; their warnings stay."""
 
 

@@ -184,3 +184,28 @@ class Metrics:
             registry=registry,
         )
         self.health = Health(self.degraded_since)
+
+
+class HttpMetrics:
+    """The metrics of `haypile http`."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.registry = registry
+        self.requests = Counter(
+            "haypile_http_requests", "Requests answered, by path and status.", ["path", "status"], registry=registry
+        )
+        self.request_seconds = Histogram(
+            "haypile_http_request_seconds",
+            "Time from a request's head to its answer.",
+            ["path"],
+            buckets=LATENCY_S,
+            registry=registry,
+        )
+        self.records = Counter(
+            "haypile_http_records",
+            "Records of valid requests: `accepted` (Kafka has them) or `unknown` (no word from Kafka in time).",
+            ["path", "outcome"],
+            registry=registry,
+        )
+        self.in_progress = Gauge("haypile_http_requests_in_progress", "Requests in progress.", registry=registry)
+        self.kafka_up = Gauge("haypile_http_kafka_up", "1 where the last use of Kafka worked.", registry=registry)

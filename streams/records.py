@@ -194,6 +194,18 @@ class TrainEvent(msgspec.Struct, kw_only=True):
     ts: int
 
 
+class Feedback(msgspec.Struct, kw_only=True):
+    """`prompts.feedback`: what a user thought of the answer to an earlier prompt. Keyed by the prompt's id."""
+
+    id: str
+    """Of the prompt."""
+    feedback: float
+    """-1..1."""
+    source: str | None = None
+    ts: int
+    """Epoch milliseconds."""
+
+
 T = TypeVar("T")
 
 

@@ -409,6 +409,60 @@ class WorkerSettings(Section):
     """Prometheus; 0 is off."""
 
 
+class HttpSettings(Section):
+    """`haypile http`: prompts and feedback from apps that have no Kafka client."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on. Keys are sent in clear: put a proxy with TLS before it."""
+    port: int = Field(8100, ge=0, le=65535)
+    """0 takes a free port."""
+    api_keys: dict[str, Annotated[str, Field(pattern="^[0-9a-f]{64}$")]] = {}
+    """Name of a client → SHA-256 (hex) of its key; `haypile http --new-key NAME` makes both. The keys themselves are
+    random and long, so that a plain digest is safe to keep in a file. Without any nobody is let in."""
+    max_body_bytes: int = Field(5_000_000, ge=1_000)
+    """A larger request is refused while it is read."""
+    max_batch: int = Field(500, ge=1, le=10_000)
+    """Records of one request."""
+    rate: float = Field(200, gt=0)
+    """Records a second that each key may send in the long run. Each process counts for itself."""
+    burst: int = Field(2_000, ge=1)
+    """Records that a key which was silent may send at once."""
+    max_requests: int = Field(32, ge=1)
+    """Requests in progress; more are told to come back. Bounds memory with `max_body_bytes`."""
+    timeout_s: float = Field(10, gt=0)
+    """Kafka must have taken a request's records within this."""
+    metrics_port: int = Field(9110, ge=0, le=65535)
+    """Prometheus; 0 is off."""
+
+    @model_validator(mode="after")
+    def _a_batch_fits(self) -> Self:
+        if self.burst < self.max_batch:
+            raise ValueError(
+                f"http.burst {self.burst} is under http.max_batch {self.max_batch}: no full batch would fit"
+            )
+        return self
+
+
+class ConsoleSettings(Section):
+    """`haypile console`: the web page for people."""
+
+    host: str = "127.0.0.1"
+    """Address to listen on. It shows what users wrote (redacted): put a proxy with TLS and your own login before it
+    where others reach it."""
+    port: int = Field(8200, ge=0, le=65535)
+    """0 takes a free port."""
+    allowed_hosts: list[str] = []
+    """Names under which it is reached, besides `host`, `localhost` and 127.0.0.1: requests for any other are refused,
+    so that no foreign page can read it through a name of its own (DNS rebinding)."""
+    token: SecretStr | None = Field(None, min_length=16)
+    """Who knows it may log in and change something (promote, roll back, replay, pause); null: nobody may, here. From
+    the environment only."""
+    session_s: float = Field(12 * 3_600, gt=0)
+    """A login ends after this."""
+    interval_s: float = Field(5, ge=1)
+    """How often it looks at Kafka and Redis."""
+
+
 class LocalSettings(Section):
     """The local stack (`haypile up`, `haypile demo`). A part whose URL is set elsewhere is not started."""
 
@@ -454,6 +508,8 @@ class Settings(BaseSettings):
     training: TrainingSettings = TrainingSettings()
     serving: ServingSettings = ServingSettings()
     worker: WorkerSettings = WorkerSettings()
+    http: HttpSettings = HttpSettings()
+    console: ConsoleSettings = ConsoleSettings()
     local: LocalSettings = LocalSettings()
     trainer_metrics_port: int = Field(9109, ge=0, le=65535)
     """Prometheus of the trainer; 0 is off."""
@@ -474,6 +530,8 @@ class Settings(BaseSettings):
 
 
 CONFIG_VARIABLE = "HAYPILE_CONFIG"
+SECRETS = ("api_key", "token")
+"""Names of fields that a file must not have."""
 
 
 def config_file() -> Path | None:
@@ -533,8 +591,9 @@ def _check_file(path: Path | None) -> None:
     if not isinstance(content, dict):
         raise SettingsError(f"settings: {path} must be a mapping of sections")
     for name, section in content.items():
-        if isinstance(section, dict) and "api_key" in section:
-            variable = f"HAYPILE_{str(name).upper()}__API_KEY"
-            raise SettingsError(
-                f"settings: {name}.api_key does not belong in {path}; set {variable} in the environment"
-            )
+        for secret in SECRETS:
+            if isinstance(section, dict) and secret in section:
+                variable = f"HAYPILE_{name}__{secret}".upper()
+                raise SettingsError(
+                    f"settings: {name}.{secret} does not belong in {path}; set {variable} in the environment"
+                )

@@ -20,10 +20,20 @@ class Topics:
     dead: str
     requests: str
     events: str
+    feedback: str
 
     def all(self) -> tuple[str, ...]:
         """Every topic that haypile needs."""
-        return (self.raw, self.accepted, self.scored, self.curated, self.dead, self.requests, self.events)
+        return (
+            self.raw,
+            self.accepted,
+            self.scored,
+            self.curated,
+            self.dead,
+            self.requests,
+            self.events,
+            self.feedback,
+        )
 
 
 def topic_names(kafka: KafkaSettings) -> Topics:
@@ -37,6 +47,7 @@ def topic_names(kafka: KafkaSettings) -> Topics:
         dead=f"{p}prompts.dead",
         requests=f"{p}train.requests",
         events=f"{p}train.events",
+        feedback=f"{p}prompts.feedback",
     )
 
 
@@ -52,7 +63,8 @@ def configs_of(kafka: KafkaSettings, topic: str) -> dict[str, str]:
     Its default for the largest record (1 MB) is under what we produce: a dead letter is 4/3 of its record. With three
     replicas two must have a record before it counts as written; of two, waiting for both would stop on the loss of
     one. Requests and events of runs are few and kept for ever: after Kafka's week a trainer that was away would not
-    find its request, and the trigger would wait for the end of that run.
+    find its request, and the trigger would wait for the end of that run. Of feedback the last word on each
+    prompt stays, however old it is.
     """
     names = topic_names(kafka)
     configs = {"max.message.bytes": str(kafka.max_message_bytes)}
@@ -60,6 +72,8 @@ def configs_of(kafka: KafkaSettings, topic: str) -> dict[str, str]:
         configs["min.insync.replicas"] = "2"
     if topic in (names.requests, names.events):
         configs["retention.ms"] = "-1"
+    if topic == names.feedback:
+        configs["cleanup.policy"] = "compact"
     return configs
 
 

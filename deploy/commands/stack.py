@@ -4,7 +4,7 @@ import typer
 
 
 def up() -> None:
-    """Start broker, Redis, vLLM, worker and trainer here; end all of them on Ctrl-C, or when one ends.
+    """Start broker, Redis, vLLM, worker, trainer and console here; end all of them on Ctrl-C, or when one ends.
 
     A part whose address is in the settings is used instead of started.
     """

@@ -56,14 +56,9 @@ async def _collect(settings: "Settings") -> dict[str, dict[str, Any]]:
 def _kafka(settings: "Settings") -> dict[str, Any]:
     from dataclasses import asdict
 
-    from deploy.kafka import topic_states
-    from streams.topics import topic_names
+    from deploy.kafka import readers_of, topic_states
 
-    names = topic_names(settings.kafka)
-    workers = settings.kafka.group
-    readers = dict.fromkeys(names.all()) | {names.raw: workers, names.accepted: workers, names.scored: workers}
-    readers[names.requests] = settings.training.group
-    states = topic_states(settings.kafka, readers)
+    states = topic_states(settings.kafka, readers_of(settings))
     return {"bootstrap": settings.kafka.bootstrap, "topics": {name: asdict(state) for name, state in states.items()}}
 
 

@@ -48,7 +48,7 @@ def run_demo() -> int:
 
 
 def _run(flags: dict[str, object], clock: Clock) -> int:
-    clock.say("starting broker, Redis, vLLM (40-100 s), worker and trainer")
+    clock.say("starting broker, Redis, vLLM (40-100 s), worker, trainer and console")
 
     def show(part: Part) -> None:
         if part.state == "ready" and part.ready_after_s is not None:

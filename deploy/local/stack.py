@@ -8,6 +8,7 @@ import fcntl
 import http.client
 import json
 import os
+import secrets
 import sys
 import time
 from collections.abc import Callable, Mapping
@@ -70,7 +71,7 @@ class Stack:
         self._given = self.settings
         self._before_start = before_start
         self._claim: IO[bytes] | None = None
-        names = ("broker", "redis", "vllm", "worker", "trainer")
+        names = ("broker", "redis", "vllm", "worker", "trainer", "console")
         self.parts = {name: Part(name, changes=[on_change] if on_change else []) for name in names}
         self._started: list[Part] = []
 
@@ -164,6 +165,7 @@ class Stack:
             self._begin_own(name, metrics, logs)
         for name, metrics in (("worker", worker_port), ("trainer", trainer_port)):
             self._await(name, _serves_metrics(metrics, self.parts[name]))
+        self._begin_console(logs)
 
     def _begin_vllm(self, sections: list[str], data: Path, logs: Path) -> None:
         local = self._given.local
@@ -208,6 +210,20 @@ class Stack:
         address = f"metrics on 127.0.0.1:{metrics_port}" if metrics_port else "no metrics"
         log = logs / f"{name}.log"
         self._begin(name, address, lambda: Child(name, command, log, environ=environ, grace_s=grace_s))
+
+    def _begin_console(self, logs: Path) -> None:
+        """With a token of its own where the user has none: it is told with the address, and ends with the process."""
+        given = self._given.console
+        port = given.port if _named(given, "port") and given.port else free_port()
+        environ = {**os.environ, **environment(self._flags), "HAYPILE_CONSOLE__PORT": str(port)}
+        host = "127.0.0.1" if given.host in ("0.0.0.0", "::") else given.host
+        address = f"http://{host}:{port}"
+        if given.token is None:
+            environ["HAYPILE_CONSOLE__TOKEN"] = token = secrets.token_urlsafe(16)
+            address += f" (token to log in: {token})"
+        command = [sys.executable, "-m", "deploy.cli", "console"]
+        self._begin("console", address, lambda: Child("console", command, logs / "console.log", environ=environ))
+        self._await("console", lambda: port_open(port, host) and _http_ok(port, "/healthz", host))
 
     def _begin(self, name: str, address: str, start: Callable[[], Child]) -> None:
         part = self.parts[name]
@@ -279,10 +295,10 @@ def _serves_metrics(port: int, part: Part) -> Probe:
     return lambda: part.child is not None and time.monotonic() - part.child.started > 2
 
 
-def _http_ok(port: int) -> bool:
-    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=2)
+def _http_ok(port: int, path: str = "/metrics", host: str = "127.0.0.1") -> bool:
+    connection = http.client.HTTPConnection(host, port, timeout=2)
     try:
-        connection.request("GET", "/metrics")
+        connection.request("GET", path)
         return connection.getresponse().status == 200
     except (OSError, http.client.HTTPException):
         return False

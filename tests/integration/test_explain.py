@@ -17,7 +17,7 @@ from deploy.explain import tell
 from deploy.log_search import LogSearch
 from streams.buffer.base import BufferRules
 from streams.buffer.redis import RedisBuffer
-from streams.records import TrainEvent, TrainRequest, encode
+from streams.records import Feedback, TrainEvent, TrainRequest, encode
 from streams.redis_client import connect
 from streams.settings import RedisSettings, load_settings
 from streams.snapshots import write_snapshot
@@ -86,6 +86,8 @@ def test_the_story_of_what_went_through_a_worker(
     producer.send(topics.names.requests, encode(request)).get(30)
     producer.send(topics.names.events, encode(TrainEvent(run_id="run-1", phase="rejected", ts=2))).get(30)
     producer.close()
+    opinions = [Feedback(id=id, feedback=f, ts=ts) for id, f, ts in (("hard", 1, 9), ("hard", -1, 5), ("harder", 0, 7))]
+    topics.send([encode(opinion) for opinion in opinions], topics.names.feedback)
 
     hard = story("hard")
     assert hard["now"].startswith("a member of the buffer, place ")
@@ -93,6 +95,7 @@ def test_the_story_of_what_went_through_a_worker(
     assert hard["redacted"] == {"email": 1} and "anna" not in json.dumps(hard)
     assert abs(sum(hard["judged"]["distribution"]["difficulty"].values()) - 1) < 0.01
     assert [event["what"] for event in hard["history"]] == ["admitted"]
+    assert [given["feedback"] for given in hard["feedback"]] == [-1, 1]
     assert [(near["id"], near["what"]) for near in hard["near"]] == [("again", "exact_repeat")]
     assert [(run["run_id"], run["phase"], run["reasons"]) for run in hard["runs"]] == [
         ("run-1", "rejected", ["new_members"])

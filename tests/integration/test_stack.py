@@ -6,6 +6,7 @@ import re
 import signal
 import subprocess
 import sys
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -83,13 +84,17 @@ def test_commands_on_a_running_stack_and_a_clean_end(tmp_path: Path, vllm_url: s
     try:
         up.wait_up()
         sessions = up.sessions()
-        assert len(sessions) == 4
+        assert len(sessions) == 5
         inside = {
             **environ,
             "HAYPILE_KAFKA__BOOTSTRAP": up.address("broker"),
             "HAYPILE_KAFKA__IDEMPOTENCE": "false",
             "HAYPILE_REDIS__URL": f"redis://{up.address('redis')}/0",
         }
+        console = re.search(r"^console +ready.*?  (http\S+) \(token to log in: (\S+)\)$", up.text(), re.MULTILINE)
+        assert console, up.text()
+        with urllib.request.urlopen(console[1]) as page:
+            assert "haypile" in page.read().decode()
         assert "was there" in command("topics", "create", environ=inside).stdout
 
         records = "\n".join(json.dumps({"prompt": f"Question number {i}: why?", "user_id": f"u{i}"}) for i in range(40))

@@ -147,11 +147,14 @@ class Topics:
         finally:
             admin.close()
 
-    def send(self, values: Sequence[bytes], topic: str | None = None) -> None:
-        """Writes values (to `prompts.raw` unless told otherwise), spread over the partitions; waits for the broker."""
+    def send(self, values: Sequence[bytes], topic: str | None = None, partition: int | None = None) -> None:
+        """Writes values (to `prompts.raw` unless told otherwise), spread over the partitions or to one of them; waits
+        for the broker."""
         producer = KafkaProducer(bootstrap_servers=self.kafka.bootstrap, acks="all", enable_idempotence=False)
         futures = [
-            producer.send(topic or self.names.raw, value, partition=i % self.kafka.partitions)
+            producer.send(
+                topic or self.names.raw, value, partition=i % self.kafka.partitions if partition is None else partition
+            )
             for i, value in enumerate(values)
         ]
         for future in futures:

@@ -3,7 +3,17 @@
 from deploy.evidence import BUFFERS, At, Evidence, InBuffer, InSnapshot, needles_of, position_of
 from deploy.explain import lines, tell
 from deploy.log_search import Searched, partition_of
-from streams.records import Candidate, CuratedOutcome, DeadLetter, Member, Message, RawPrompt, ScoredPrompt, TrainEvent
+from streams.records import (
+    Candidate,
+    CuratedOutcome,
+    DeadLetter,
+    Feedback,
+    Member,
+    Message,
+    RawPrompt,
+    ScoredPrompt,
+    TrainEvent,
+)
 
 TS = 1_790_000_000_000
 RATING = [0.0, 0.0, 0.0, 0.1, 0.2, 0.4, 0.3, 0.0, 0.0]
@@ -50,6 +60,10 @@ def evicted() -> Evidence:
         others=[outcome("near_duplicate", 5, id="p2", detail="p1", value=0.84, bound=0.7, rank_key=1.5)],
         snapshots=[InSnapshot("/s/r1", "r1", "2026-09-21T00:00:00+00:00", "train", 12, 400)],
         replayed=["r2"],
+        feedback=[
+            Feedback(id="p1", feedback=-0.5, source="app", ts=TS + 9_000),
+            Feedback(id="p1", feedback=1, ts=TS + 4_000),
+        ],
         events=[TrainEvent(run_id=r, phase=p, ts=TS) for r, p in (("r1", "sft"), ("r1", "done"), ("r2", "rejected"))],  # type: ignore[arg-type]
     )
 
@@ -65,6 +79,7 @@ def test_the_whole_story_of_an_evicted_prompt() -> None:
     assert len(story.judged["saw"]) == 200 and "characters left out" in story.judged["saw"]
     assert [event["what"] for event in story.history] == ["admitted", "evicted"]
     assert story.history[1]["by"] == "p99"
+    assert [(given["feedback"], given["source"]) for given in story.feedback] == [(1.0, None), (-0.5, "app")]
     assert [(near["id"], near["value"]) for near in story.near] == [("p2", 0.84)]
     assert [(s["run_id"], s["row"], s["of"]) for s in story.snapshots] == [("r1", 12, 400)]
     assert [(r["run_id"], r["phase"], r["how"]) for r in story.runs] == [
@@ -84,6 +99,7 @@ def test_the_story_for_people() -> None:
         "it saw 200 of 318 characters",
         "admitted to the buffer; rank key 1.7700, there was room",
         "evicted from the buffer, for p99; rank key 1.7700 against 1.7700",
+        "-0.50, from app",
         "p2 refused: alike to a harder one, similarity 0.84 (bound 0.7): p1",
         "r1: row 12 of 400 (train), /s/r1",
         "r2: rejected, by replay of an earlier snapshot",

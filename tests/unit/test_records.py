@@ -34,3 +34,8 @@ def test_requests_and_events_of_runs_are_kept_for_ever() -> None:
     kafka = KafkaSettings(topic_prefix="x.")
     kept = {topic for topic in topic_names(kafka).all() if configs_of(kafka, topic).get("retention.ms") == "-1"}
     assert kept == {"x.train.requests", "x.train.events"}
+
+
+def test_the_last_word_of_feedback_stays() -> None:
+    kafka = KafkaSettings(topic_prefix="x.")
+    assert configs_of(kafka, "x.prompts.feedback")["cleanup.policy"] == "compact"

@@ -1,0 +1,1 @@
+"""`haypile console`: what happens to prompts, as a web page."""

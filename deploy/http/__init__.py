@@ -1,0 +1,1 @@
+"""`haypile http`: prompts and feedback over HTTP."""
