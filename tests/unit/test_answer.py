@@ -143,7 +143,7 @@ async def test_a_long_answer_holds_up_nobody_else(
     stop = asyncio.Event()
     task = asyncio.create_task(answer.run(stop))
     async with asyncio.timeout(10):
-        while (await buffer.stats()).answered < 6:
+        while (await buffer.stats()).answered < 6:  # noqa: ASYNC110
             await asyncio.sleep(0.01)
     assert [m.prompt.id for m in await buffer.top(10) if not m.candidates] == ["7"]
     assert at_once[1] == 2, "never more than `answer.batch`"
