@@ -190,7 +190,7 @@ class Buffer(Protocol):
         """Size, spread and counters."""
         ...
 
-    def iterate(self, chunk: int = 500) -> AsyncIterator[list[Member]]:
+    def iterate(self, chunk: int = 250) -> AsyncIterator[list[Member]]:
         """All members, hardest first as of the start, in chunks; those that leave meanwhile are left out.
 
         Raises `Transient` when another generation became the active one meanwhile: what was read is of the old one.

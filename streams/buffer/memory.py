@@ -261,7 +261,7 @@ class MemoryBuffer:
             judge=self._judge,
         )
 
-    async def iterate(self, chunk: int = 500) -> AsyncIterator[list[Member]]:
+    async def iterate(self, chunk: int = 250) -> AsyncIterator[list[Member]]:
         ids = [e.id for e in reversed(self._ranked())]
         generation = self.generation
         for start in range(0, len(ids), chunk):

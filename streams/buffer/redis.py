@@ -376,7 +376,7 @@ class RedisBuffer:
             judge=meta[b"judge"].decode() if b"judge" in meta else None,
         )
 
-    async def iterate(self, chunk: int = 500) -> AsyncIterator[list[Member]]:
+    async def iterate(self, chunk: int = 250) -> AsyncIterator[list[Member]]:
         # A scan sees every member that is there from start to end, maybe twice: hence the mapping.
         only = (await self._pointer.read()).number(self._role)
         ranks: dict[bytes, float] = {}

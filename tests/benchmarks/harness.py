@@ -88,6 +88,8 @@ class Effort:
     """How much of a measurement is made. `quick` only shows that it runs: its figures mean nothing."""
 
     quick: bool = False
+    events: int = 1_000_000
+    """How far `growth` goes."""
     vllm: Callable[[int], list[str]] = lambda count: []
     """URLs of so many vLLM servers that run: real ones, fake ones when quick. They are shared by all benchmarks."""
 
