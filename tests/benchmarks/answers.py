@@ -28,8 +28,8 @@ from tests.benchmarks.load import offers
 from tests.benchmarks.services import running_valkey
 from tests.support.stack import fake_vllm
 
-K = 3
-MAX_TOKENS = 64
+K = 2
+MAX_TOKENS = 48
 RECORD_BYTES = 900
 """Prompts of some 80 tokens."""
 
@@ -37,7 +37,7 @@ RECORD_BYTES = 900
 def measure(effort: Effort) -> list[Row]:
     """Tokens/s, in turns; every run answers prompts of its own."""
     [url] = effort.vllm(1)
-    prompts = effort.pick(40, 6)
+    prompts = effort.pick(32, 6)
     seeds = count(9000)
     with running_valkey() as valkey, TemporaryDirectory() as folder, fake_vllm(Path(folder)) as judge:
         values = take_turns(
@@ -46,7 +46,7 @@ def measure(effort: Effort) -> list[Row]:
                 "bare": lambda: asyncio.run(_bare(url, prompts, next(seeds))),
             },
             effort.pick(3, 1),
-            effort.pick(1, 0),
+            0,
         )
     return [
         Row(

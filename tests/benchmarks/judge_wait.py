@@ -18,13 +18,13 @@ from tests.benchmarks.load import raw_records
 from tests.benchmarks.services import Stack, running_stack
 from tests.support.stack import Topics, Worker, wait_for
 
-CONCURRENCIES = (8, 16, 32, 64)
+CONCURRENCIES = (8, 16, 32)
 
 
 def measure(effort: Effort) -> list[Row]:
     """One worker and a bare client, in turns, on the same server."""
     [url] = effort.vllm(1)
-    prompts = effort.pick(100, 20)
+    prompts = effort.pick(60, 20)
     seeds = count(1)
     with running_stack() as stack:
 
@@ -47,7 +47,7 @@ def measure(effort: Effort) -> list[Row]:
                     "haypile": lambda: steady_rate(asyncio.run(_through(topics, raw_records(prompts, next(seeds))))),
                     "bare": lambda: steady_rate(asyncio.run(ask_all(url, texts(), best))),
                 },
-                effort.pick(4, 1),
+                effort.pick(3, 1),
                 0,  # the server is warm
             )
             worker.terminate(60)

@@ -21,7 +21,7 @@ CONCURRENCY = 8
 def measure(effort: Effort) -> list[Row]:
     """Seconds for the same number of prompts, in turns."""
     [url] = effort.vllm(1)
-    prompts = effort.pick(32, 8)
+    prompts = effort.pick(24, 8)
     seeds = count(5000)
     cached: list[float] = []
 
@@ -38,7 +38,7 @@ def measure(effort: Effort) -> list[Row]:
         return seconds
 
     values = take_turns(
-        {"three": lambda: run(ASKED_OF_PROMPTS), "one": lambda: run((Question.difficulty,))}, effort.pick(4, 1), 1
+        {"three": lambda: run(ASKED_OF_PROMPTS), "one": lambda: run((Question.difficulty,))}, effort.pick(3, 1), 1
     )
     return [
         Row(
