@@ -48,6 +48,7 @@ def main() -> int:
     parser.add_argument("--quick", action="store_true", help="only show that each runs: the figures mean nothing")
     parser.add_argument("--write", action="store_true", help="into docs/performance.md, too")
     parser.add_argument("--json", type=Path, metavar="FILE", help="every run of every row, too")
+    parser.add_argument("--rounds", type=int, default=Effort.most_rounds, metavar="N", help="at most so many")
     parser.add_argument("--events", type=int, default=Effort.events, metavar="N", help="how far `growth` goes")
     arguments = parser.parse_args()
     unknown = sorted(set(arguments.names) - set(NAMES))
@@ -60,9 +61,10 @@ def main() -> int:
     rows: list[Row] = []
     results: dict[str, Any] = {}
     with Vllms(arguments.quick) as vllms:
+        effort = Effort(arguments.quick, arguments.events, arguments.rounds, vllms.urls)
         for name in arguments.names or NAMES:
             started, at = time.monotonic(), moment()
-            found = measure(name, Effort(arguments.quick, arguments.events, vllms.urls))
+            found = measure(name, effort)
             rows += found
             results[name] = {"machine": where, "at": at, "rows": [to_json(row) for row in found]}
             print(f"bench: {name} in {time.monotonic() - started:.0f} s ({at})", file=sys.stderr)

@@ -45,7 +45,7 @@ def measure(effort: Effort) -> list[Row]:
             shutil.copytree(JUDGE, copy)
             return asyncio.run(_load(urls, copy))
 
-        values = take_turns({"haypile": promoted, "bare": bare}, effort.pick(3, 1), 1)
+        values = take_turns({"haypile": promoted, "bare": bare}, effort.few_rounds, 1)
     return [
         Row(
             question="reaction",

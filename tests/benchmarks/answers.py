@@ -45,7 +45,7 @@ def measure(effort: Effort) -> list[Row]:
                 "haypile": lambda: asyncio.run(_haypile(valkey.url, url, judge, prompts, next(seeds))),
                 "bare": lambda: asyncio.run(_bare(url, prompts, next(seeds))),
             },
-            effort.pick(3, 1),
+            effort.few_rounds,
             0,
         )
     return [

@@ -90,6 +90,8 @@ class Effort:
     quick: bool = False
     events: int = 1_000_000
     """How far `growth` goes."""
+    most_rounds: int = 5
+    """Of those that count."""
     vllm: Callable[[int], list[str]] = lambda count: []
     """URLs of so many vLLM servers that run: real ones, fake ones when quick. They are shared by all benchmarks."""
 
@@ -99,8 +101,13 @@ class Effort:
 
     @property
     def rounds(self) -> int:
-        """Counted rounds."""
-        return self.pick(5, 1)
+        """Counted rounds of what is cheap."""
+        return self.pick(self.most_rounds, 1)
+
+    @property
+    def few_rounds(self) -> int:
+        """Counted rounds of what is dear."""
+        return self.pick(min(3, self.most_rounds), 1)
 
 
 def take_turns(

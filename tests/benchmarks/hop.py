@@ -37,7 +37,7 @@ def measure(effort: Effort) -> list[Row]:
 
         found = take_turns(
             {name: lambda name=name: run(name) for name in by_clock},  # type: ignore[misc]
-            effort.pick(3, 1),
+            effort.few_rounds,
             0,  # every run is a new process: nothing is warm
         )
     clock = ", ".join(f"{name} {Spread(tuple(rates), '/s')}" for name, rates in by_clock.items())

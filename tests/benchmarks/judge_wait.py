@@ -47,7 +47,7 @@ def measure(effort: Effort) -> list[Row]:
                     "haypile": lambda: steady_rate(asyncio.run(_through(topics, raw_records(prompts, next(seeds))))),
                     "bare": lambda: steady_rate(asyncio.run(ask_all(url, texts(), best))),
                 },
-                effort.pick(3, 1),
+                effort.few_rounds,
                 0,  # the server is warm
             )
             worker.terminate(60)

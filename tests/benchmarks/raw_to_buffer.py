@@ -50,7 +50,7 @@ def measure(effort: Effort) -> list[Row]:
             clock.append(count / seconds)
             return count / cpu_s
 
-        found = take_turns({"haypile": ours_, "parts": bare}, effort.pick(3, 1), 0)
+        found = take_turns({"haypile": ours_, "parts": bare}, effort.few_rounds, 0)
     told = ", ".join(f"{name} {number(seconds * 1e6)} µs" for name, seconds in parts[-1].items())
     ours = Spread(found["haypile"], "/s")
     return [

@@ -47,7 +47,7 @@ def measure(effort: Effort) -> list[Row]:
         try:
             topics.send(raw_records(50, 1000))
             wait_for("the worker is at work", lambda: worker.handled("curate") >= 50, 120)
-            values = take_turns({"haypile": ours, "judge": theirs}, effort.pick(3, 1), effort.pick(1, 0))
+            values = take_turns({"haypile": ours, "judge": theirs}, effort.few_rounds, effort.pick(1, 0))
             worker.terminate(60)
         finally:
             worker.kill()

@@ -29,7 +29,7 @@ def measure(effort: Effort) -> list[Row]:
         raw = raw_records(count, 1)
         values = take_turns(
             {"two": lambda: per_s(stack, url, raw, 2), "one": lambda: per_s(stack, url, raw, 1)},
-            effort.pick(3, 1),
+            effort.few_rounds,
             0,  # nothing is warm: every run has new workers
         )
     bound = JudgeSettings().concurrency / JUDGE_S

@@ -38,7 +38,7 @@ def measure(effort: Effort) -> list[Row]:
         return seconds
 
     values = take_turns(
-        {"three": lambda: run(ASKED_OF_PROMPTS), "one": lambda: run((Question.difficulty,))}, effort.pick(3, 1), 1
+        {"three": lambda: run(ASKED_OF_PROMPTS), "one": lambda: run((Question.difficulty,))}, effort.few_rounds, 1
     )
     return [
         Row(

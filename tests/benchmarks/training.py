@@ -47,7 +47,7 @@ def measure(effort: Effort) -> list[Row]:
             found[contestant].append(report_of("tests.benchmarks.training", contestant, place))
             return 1.0
 
-        take_turns({name: lambda name=name: run(name) for name in found}, effort.pick(3, 1), 0)  # type: ignore[misc]
+        take_turns({name: lambda name=name: run(name) for name in found}, effort.few_rounds, 0)  # type: ignore[misc]
 
     def spread(contestant: str, what: str) -> tuple[float, ...]:
         return tuple(report[what] for report in found[contestant])

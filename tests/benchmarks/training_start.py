@@ -42,7 +42,7 @@ def measure(effort: Effort) -> list[Row]:
     members = effort.pick(30_000, 200)
     runs: list[tuple[float, float]] = []
     with running_stack() as stack:
-        for _ in range(effort.pick(3, 1)):
+        for _ in range(effort.few_rounds):
             runs.append(_one(stack, members))
     return [
         Row(
