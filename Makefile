@@ -57,7 +57,7 @@ $(VLLM_READY): requirements-vllm.lock
 	touch $@
 	echo "  .venv-vllm is ready after $$((SECONDS - started)) s"
 
-.PHONY: help setup demo up test lint check chaos outage fuzz mutants curation gate format lock clean
+.PHONY: help setup demo up test lint check chaos outage fuzz mutants curation gate bench bench-quick format lock clean
 
 help:
 	@echo "make setup   the two venvs (every other target does this by itself)"
@@ -72,6 +72,8 @@ help:
 	echo "make mutants takes out the lines that keep the promises of delivery; a test must notice each (20 minutes)"
 	echo "make curation  measures the curation rules and writes the tables of docs/curation.md (CURATION=... for one)"
 	echo "make gate    does the gate reject a damaged model and promote a whole one, with a real judge? (10 minutes)"
+	echo "make bench   measures every stage against its limit and writes the table of docs/performance.md (BENCH=... for one)"
+	echo "make bench-quick  only shows that every benchmark runs"
 	echo "make format  formats the code and applies safe lint fixes"
 	echo "make lock    resolves the lock files anew"
 	echo "make clean   removes the venvs, caches and var/"
@@ -119,6 +121,13 @@ curation: $(READY)
 # GATE="--by judge_pairs" for the judge of pairs; --runs, --prompts, --tokens.
 gate: $(READY) $(VLLM_READY)
 	@exec $(BIN)/python -m tests.gate_power $(GATE)
+
+# BENCH="buffer growth" for some, printed and not written; BENCH="--write buffer" writes them too.
+bench: $(READY) $(VLLM_READY)
+	@exec $(BIN)/python -m tests.benchmarks $(or $(BENCH),--write)
+
+bench-quick: $(READY)
+	@exec $(BIN)/python -m tests.benchmarks --quick $(BENCH)
 
 format: $(READY)
 	@$(BIN)/ruff format .

@@ -46,33 +46,56 @@ class Answer:
         self._outage = OutageLog("answer", time.monotonic, metrics.health)
 
     async def run(self, stop: asyncio.Event) -> None:
-        """Works until `stop`. Raises only `Fatal`."""
-        while not stop.is_set():
-            try:
-                answered = await self.once()
-                self._outage.worked()
-            except Transient as error:
-                self._waiting(error)
-                answered = 0
-            if not answered:
-                await _sleep(stop, self._settings.interval_s)
+        """Keeps `answer.batch` members in progress until `stop`: a long answer holds up nobody else. Raises only
+        `Fatal`."""
+        running: set[asyncio.Task[None]] = set()
+        try:
+            while not stop.is_set():
+                members: list[Member] = []
+                try:
+                    members = await self.take_up(self._settings.batch - len(running))
+                    self._outage.worked()
+                except Transient as error:
+                    self._waiting(error)
+                running |= {asyncio.create_task(self.answer(member)) for member in members}
+                if len(running) < self._settings.batch:  # there are no more
+                    await _sleep(stop, self._settings.interval_s)
+                elif running:
+                    await self._one_of(running, stop)
+                done = {task for task in running if task.done()}
+                for task in done:
+                    task.result()
+                running -= done
+            await asyncio.gather(*running)
+        finally:
+            for task in running:
+                task.cancel()
+            await asyncio.gather(*running, return_exceptions=True)
 
-    async def once(self) -> int:
-        """Answers one batch; returns how many members it took up. Raises `Transient` and `Fatal`."""
+    async def take_up(self, most: int) -> list[Member]:
+        """Claims up to `most` of the hardest members that may be answered now. Raises `Transient` and `Fatal`."""
         if self._settings.when == "run" and not await self._wanted():
-            return 0
+            return []
         settled = self._settings.settle_s if self._settings.when == "settled" else 0.0
-        members = await self._buffer.unanswered(
-            self._settings.batch,
+        return await self._buffer.unanswered(
+            most,
             admitted_before_ms=self._now_ms() - int(settled * 1000),
             claim_s=self._settings.timeout_s + CLAIM_SLACK_S,
         )
-        await asyncio.gather(*(self._one(member) for member in members))
-        return len(members)
 
-    async def _one(self, member: Member) -> None:
+    async def answer(self, member: Member) -> None:
+        """Answers a member that was taken up; waits out an outage. Raises `Fatal`."""
         await patiently(lambda: self._attempt(member), self._waiting)
         self._outage.worked()
+
+    @staticmethod
+    async def _one_of(running: set[asyncio.Task[None]], stop: asyncio.Event) -> None:
+        """Returns when one is done, or with `stop`."""
+        stopped = asyncio.ensure_future(stop.wait())
+        try:
+            await asyncio.wait({*running, stopped}, return_when=asyncio.FIRST_COMPLETED)
+        finally:
+            stopped.cancel()
 
     def _waiting(self, error: Transient) -> None:
         self._metrics.retries.labels("answer").inc()

@@ -14,7 +14,7 @@ import logging
 import time
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import msgspec
 from aiokafka import AIOKafkaConsumer, TopicPartition
@@ -26,6 +26,7 @@ from streams.app import Inbound
 from streams.batcher import Batcher
 from streams.buffer.base import Buffer, BufferGap, JudgeMismatch, Offer, Position
 from streams.buffer.generations import GenerationMoved, Generations, GenerationState, Role
+from streams.buffer.minhash import Sketch, conversation_text, sketch
 from streams.errors import InvalidRecord, Transient
 from streams.metrics import Metrics
 from streams.producer import Producer
@@ -52,6 +53,8 @@ class Scored:
     offset: int
     prompt: ScoredPrompt | None
     error: str = ""
+    sketch: Sketch | None = None
+    """Made when the record comes, while Redis is busy with those before it."""
 
 
 def read_scored(partition: int, offset: int, value: bytes) -> Scored:
@@ -87,6 +90,15 @@ class Curator:
         self._now_ms = now_ms
         self._generations = generations
         self._only = only
+
+    def prepared(self, record: Scored) -> Scored:
+        """The record with what it will be compared by, if it seems to have a chance."""
+        prompt, near = record.prompt, self._main.rules.near_duplicate
+        if prompt is None or near is None:
+            return record
+        if not self._main.may_admit(rank_key(prompt.difficulty, prompt.ts, self._settings.half_life_s)):
+            return record
+        return replace(record, sketch=sketch(conversation_text(prompt.messages), near))
 
     async def apply(self, records: Sequence[Scored], positions: Sequence[Position]) -> list[CuratedOutcome | None]:
         """Offers records in their order and moves the positions on, in one atomic call of each generation.
@@ -178,7 +190,14 @@ class Curator:
 
     def _offer(self, record: Scored, prompt: ScoredPrompt, refusal: CuratedOutcome | None) -> Offer:
         key = rank_key(prompt.difficulty, prompt.ts, self._settings.half_life_s)
-        return Offer(prompt=prompt, rank_key=key, partition=record.partition, offset=record.offset, refusal=refusal)
+        return Offer(
+            prompt=prompt,
+            rank_key=key,
+            partition=record.partition,
+            offset=record.offset,
+            sketch=record.sketch,
+            refusal=refusal,
+        )
 
 
 class Log:
@@ -293,7 +312,7 @@ class Curate:
         """Offers the record; its outcome is in `prompts.curated` when this returns, or it is on its way to be rated
         again."""
         scored = read_scored(record.partition, record.offset, record.value)
-        outcome = await self._batcher.add(scored)
+        outcome = await self._batcher.add(self._curator.prepared(scored))
         if outcome is None:
             raise InvalidRecord("not_scored_record", scored.error)
         if outcome.outcome == "other_judge" and scored.prompt is not None:

@@ -106,7 +106,11 @@ class _Worker:
         settings, agents = self.settings, self.settings.worker.agents
         async with AsyncExitStack() as stack:
             self._serve_metrics()
-            await self._patiently(lambda: asyncio.to_thread(create_topics, settings.kafka))
+            # The language model takes up to a second to load: meanwhile Kafka is asked for its topics.
+            _, languages = await asyncio.gather(
+                self._patiently(lambda: asyncio.to_thread(create_topics, settings.kafka)),
+                asyncio.to_thread(lambda: intake.language_detector(settings.ingest) if "ingest" in agents else None),
+            )
             producer = Producer(settings.kafka)
             await self._patiently(producer.__aenter__)
             stack.push_async_exit(producer)
@@ -131,13 +135,13 @@ class _Worker:
                 taken=lambda: self.hops.taken if self.hops else {},
             )
             chores: list[Callable[[], Awaitable[None]]] = [lambda: observer.run(self._stopped_within)]
-            if "ingest" in agents:
+            if languages is not None:
                 ingest = Ingest(
                     settings.ingest,
                     self.topics,
                     seen=Seen(client, settings.redis.namespace, settings.ingest.repeat_window_s),
                     contamination=intake.contamination(settings.ingest),
-                    languages=intake.language_detector(settings.ingest),
+                    languages=languages,
                     count_tokens=intake.token_counter(settings.ingest.tokenizer),
                     redactor=intake.redactor(settings.ingest),
                     producer=producer,

@@ -10,6 +10,7 @@ from typing import Any
 
 import faust
 
+from streams.consumer import Monitor, speed_up
 from streams.settings import Settings
 from streams.window import OrderedWindow
 
@@ -111,6 +112,8 @@ def create_app(settings: Settings) -> Hops:
         env_prefix="HAYPILE_FAUST_",  # so that a stray BROKER_URL changes nothing
         broker=[f"kafka://{part.strip()}" for part in settings.kafka.bootstrap.split(",")],
         autodiscover=False,
+        Monitor=Monitor,
+        cython_optimizations=True,
         web_enabled=False,
         store="memory://",
         datadir=Path(gettempdir()) / f"{settings.kafka.group}-faust",
@@ -128,6 +131,7 @@ def create_app(settings: Settings) -> Hops:
         consumer_auto_offset_reset="earliest",
         producer_acks=-1,
     )
+    speed_up(app)
     return Hops(app, settings.worker.drain_s)
 
 

@@ -206,32 +206,33 @@ async def _all(buffer: Buffer) -> list[Member]:
 
 
 def _parquet(members: list[Member]) -> bytes:
-    from datasets import Dataset, Features, Value, disable_progress_bars
+    import pyarrow
+    import pyarrow.parquet
 
-    disable_progress_bars()  # not in the log of a worker
-
-    text, number, integer = Value("string"), Value("float64"), Value("int64")
+    text, number, integer = pyarrow.string(), pyarrow.float64(), pyarrow.int64()
+    message = pyarrow.struct({"role": text, "content": text})
+    candidate = pyarrow.struct({"text": text, "reward": number, "origin": text, "model": text})
     # Given, not inferred: an empty list or a column of nulls has no type of its own.
-    features = Features(
-        {
-            "id": text,
-            "prompt_id": text,
-            "messages": [{"role": text, "content": text}],
-            "difficulty": number,
-            "quality": number,
-            "category": text,
-            "judge": text,
-            "rank_key": number,
-            "candidates": [{"text": text, "reward": number, "origin": text, "model": text}],
-            "user_id": text,
-            "source": text,
-            "ts": integer,
-            "near_duplicates": integer,
-        }
-    )
-    buffer = io.BytesIO()
+    types = {
+        "id": text,
+        "prompt_id": text,
+        "messages": pyarrow.list_(message),
+        "difficulty": number,
+        "quality": number,
+        "category": text,
+        "judge": text,
+        "rank_key": number,
+        "candidates": pyarrow.list_(candidate),
+        "user_id": text,
+        "source": text,
+        "ts": integer,
+        "near_duplicates": integer,
+    }
     rows = [row(member) for member in members]
-    Dataset.from_dict({name: [r[name] for r in rows] for name in features}, features=features).to_parquet(buffer)
+    table = pyarrow.table({name: pyarrow.array([r[name] for r in rows], type=kind) for name, kind in types.items()})
+    buffer = io.BytesIO()
+    # A dictionary of texts that are all different costs more than it saves.
+    pyarrow.parquet.write_table(table, buffer, use_dictionary=["category", "judge", "user_id", "source"])
     return buffer.getvalue()
 
 

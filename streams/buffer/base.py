@@ -3,7 +3,8 @@
 The rules, in order, for each offer of a batch (a batch is atomic):
 
 1. A member offered again is `admitted` and nothing changes.
-2. Below the threshold (the buffer is full and the weakest member is harder): `below_threshold`.
+2. Below the threshold (the buffer is full and the weakest member is harder), now or when the batch began:
+   `below_threshold`.
 3. Alike to a harder member: `near_duplicate`. Softer members that are alike go, if rule 4 lets the newcomer in.
 4. A full category competes with its own weakest: `category_full`, or that one goes.
 5. `admitted`; when the buffer is over capacity, the weakest of all goes.
@@ -18,6 +19,7 @@ from typing import Literal, Protocol
 
 import msgspec
 
+from streams.buffer.minhash import Sketch
 from streams.errors import HaypileError, InvalidRecord
 from streams.records import Candidate, CuratedOutcome, Member, ScoredPrompt
 from streams.settings import BufferSettings
@@ -59,6 +61,8 @@ class Offer(msgspec.Struct, frozen=True, kw_only=True):
     partition: int = -1
     offset: int = -1
     """Where it comes from. At or under the applied offset it is a replay: a near-duplicate is not counted twice."""
+    sketch: Sketch | None = None
+    """Of what is compared, for the buffer's `near_duplicate`; None: the buffer makes it when it needs it."""
     refusal: CuratedOutcome | None = None
     """Set when an earlier rule refused it: it only advances the position, and comes back with the numbers filled in."""
 
@@ -142,6 +146,10 @@ class Buffer(Protocol):
         """
         ...
 
+    def may_admit(self, rank_key: float) -> bool:
+        """False where the rank key was below the threshold when that was last seen: a sketch would be for nothing."""
+        ...
+
     async def positions(self) -> dict[int, int]:
         """Last offset applied of each partition."""
         ...
@@ -182,7 +190,7 @@ class Buffer(Protocol):
         """Size, spread and counters."""
         ...
 
-    def iterate(self, chunk: int = 500) -> AsyncIterator[list[Member]]:
+    def iterate(self, chunk: int = 250) -> AsyncIterator[list[Member]]:
         """All members, hardest first as of the start, in chunks; those that leave meanwhile are left out.
 
         Raises `Transient` when another generation became the active one meanwhile: what was read is of the old one.

@@ -82,7 +82,8 @@ class MemoryBuffer:
         self._judge = self._judge or judge
         evictions: list[CuratedOutcome] = []
         before_ids = set(self._entries)
-        outcomes = [self._offer(offer, evictions) for offer in offers]
+        weakest = self._ranked()[0] if len(self._entries) >= self.rules.capacity else None
+        outcomes = [self._offer(offer, evictions, weakest) for offer in offers]
         self._applied = applied
         if self.serving is not None:
             self.serving.todo -= {offer.prompt.id for offer in offers}
@@ -91,7 +92,7 @@ class MemoryBuffer:
         self.todo &= self._entries.keys()
         return outcomes + evictions
 
-    def _offer(self, offer: Offer, evictions: list[CuratedOutcome]) -> CuratedOutcome:
+    def _offer(self, offer: Offer, evictions: list[CuratedOutcome], first_weakest: Entry | None) -> CuratedOutcome:
         threshold = self._threshold()
         if offer.refusal is not None:
             return judged(offer, offer.refusal, threshold)
@@ -120,6 +121,10 @@ class MemoryBuffer:
             None if near is None else sketch(conversation_text(offer.prompt.messages), near),
         )
         ranked = self._ranked()  # weakest first
+        if first_weakest is not None and new.order < first_weakest.order:
+            if threshold is None:  # alike ones of this batch have left a place
+                threshold = first_weakest.member.rank_key
+            return outcome("below_threshold")
         if threshold is not None and new.order < ranked[0].order:
             return outcome("below_threshold")
 
@@ -175,6 +180,10 @@ class MemoryBuffer:
 
     def _threshold(self) -> float | None:
         return self._ranked()[0].member.rank_key if len(self._entries) >= self.rules.capacity else None
+
+    def may_admit(self, rank_key: float) -> bool:
+        threshold = self._threshold()
+        return threshold is None or rank_key >= threshold
 
     async def positions(self) -> dict[int, int]:
         return dict(self._applied)
@@ -252,7 +261,7 @@ class MemoryBuffer:
             judge=self._judge,
         )
 
-    async def iterate(self, chunk: int = 500) -> AsyncIterator[list[Member]]:
+    async def iterate(self, chunk: int = 250) -> AsyncIterator[list[Member]]:
         ids = [e.id for e in reversed(self._ranked())]
         generation = self.generation
         for start in range(0, len(ids), chunk):

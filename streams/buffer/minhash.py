@@ -10,8 +10,8 @@ import re
 import struct
 import zlib
 from collections.abc import Sequence
-from functools import lru_cache
-from typing import NamedTuple
+from functools import cache, lru_cache
+from typing import Any, NamedTuple
 
 from streams.records import Message
 
@@ -30,6 +30,7 @@ ROWS = 4
 """Slots of a band: prompts that are 0.05 alike by chance share one of 17 bands in 1 case of 9,000."""
 
 _word = re.compile(r"\w+")
+_digit = re.compile(r"\d")
 _ascii_gaps = {code: " " for code in range(128) if not _word.match(chr(code))}
 
 
@@ -57,7 +58,8 @@ def shingles(text: str) -> list[str]:
     # The same words either way; a third of the time for ASCII.
     words = text.translate(_ascii_gaps).split() if text.isascii() else _word.findall(text)
     if len(words) >= FEW_WORDS:
-        words = ["0" if word.isdigit() else word for word in words]
+        if not text.isascii() or _digit.search(text):
+            words = ["0" if word.isdigit() else word for word in words]
         return list(map(" ".join, zip(words, words[1:], words[2:], strict=False)))
     text = " ".join(text.split())
     return [text[i : i + SHINGLE_CHARS] for i in range(max(1, len(text) - SHINGLE_CHARS + 1))]
@@ -82,11 +84,16 @@ def needed(threshold: float) -> int:
     return max(1, math.ceil(threshold * SLOTS - 1e-9))
 
 
-def sketch(text: str, threshold: float) -> Sketch:
-    """Sketch of a text for comparing at `threshold`."""
+@cache
+def _hasher() -> Any:
     from rensa import RMinHash  # here: reading a buffer does without it
 
-    minhash = RMinHash(SLOTS, SEED)
+    return RMinHash
+
+
+def sketch(text: str, threshold: float) -> Sketch:
+    """Sketch of a text for comparing at `threshold`."""
+    minhash = _hasher()(SLOTS, SEED)
     minhash.update(shingles(text))
     packed = struct.pack(f"<{SLOTS}I", *minhash.digest())
     count, rows = bands_and_rows(threshold)

@@ -62,6 +62,7 @@ SCAN_COUNT = 1000
 
 _prompts = msgspec.json.Decoder(ScoredPrompt)
 _candidates = msgspec.json.Decoder(list[Candidate])
+_flat: msgspec.msgpack.Decoder[list[str | bool | None]] = msgspec.msgpack.Decoder(list[str | bool | None])
 
 
 class Eviction(msgspec.Struct):
@@ -176,11 +177,14 @@ class RedisBuffer:
         self._clock = clock
         self._role: Role = role
         self._pointer = pointer or Pointer(client, namespace)
+        self._threshold: float | None = None
+        """As last seen. It may be old: then a script asks for all offers whole."""
         self._offer = client.register_script(source("trail", "offer"))
         self._remove = client.register_script(source("trail", "remove"))
         self._attach = client.register_script(source("attach"))
         self._claim = client.register_script(source("claim"))
         self._members = client.register_script(source("members"))
+        self._scan = client.register_script(source("scan"))
         self._stats = client.register_script(source("stats"))
         self._positions = client.register_script(source("positions"))
         self._clear = client.register_script(source("clear"))
@@ -225,16 +229,37 @@ class RedisBuffer:
             "positions": [[p.partition, p.first, p.last] for p in positions],
             "started": state.started_ms or 0,
         }
-        seen = (tie(o.prompt.prompt_id) + member_key(o.prompt.id) for o in offers if self._role == "next")
-        args: list[bytes] = [msgspec.msgpack.encode(head), b"".join(seen)]
-        for offer in offers:
-            args += (b"", b"", b"") if offer.refusal is not None else _packed(offer, near)
-        reply = await self._call(self._offer, args)
+        seen = b"".join(tie(o.prompt.prompt_id) + member_key(o.prompt.id) for o in offers if self._role == "next")
+        encoded = msgspec.msgpack.encode(head)
+        reply = await self._call(self._offer, [encoded, seen, *self._packed(offers)])
+        if reply == [b"whole"]:  # the threshold has fallen (members were removed), or is that of a former generation
+            self._threshold = None
+            reply = await self._call(self._offer, [encoded, seen, *self._packed(offers)])
         if reply[0] == b"judge":
             raise JudgeMismatch(reply[1].decode(), str(head["judge"]))
         if reply[0] == b"gap":
             raise BufferGap(*reply[1:])
+        if offers:
+            self._threshold = float(reply[1][-2]) if reply[1][-2] else None
         return [*_outcomes(offers, reply[1], self.rules, now), *_evicted(reply[2], str(head["judge"]), now)]
+
+    def _packed(self, offers: Sequence[Offer]) -> list[bytes]:
+        """Trail, head and body of each, as `lua/offer.lua` reads them. What seems to be below the threshold goes
+        without what it would be compared by: that costs most."""
+        packed: list[bytes] = []
+        for offer in offers:
+            if offer.refusal is not None:
+                packed += b"", b"", b""
+                continue
+            head = struct.pack(">diq8s", offer.rank_key, offer.partition, offer.offset, member_key(offer.prompt.id))
+            if self.may_admit(offer.rank_key):
+                packed += _trail(offer, self.rules.near_duplicate), head, encode(offer.prompt)
+            else:
+                packed += b"", head, b""
+        return packed
+
+    def may_admit(self, rank_key: float) -> bool:
+        return self._threshold is None or rank_key >= self._threshold
 
     async def positions(self) -> dict[int, int]:
         flat = await self._call(self._positions, [])
@@ -282,7 +307,7 @@ class RedisBuffer:
         reply: Any = 0
         while reply == 0:  # it moves members to their index piece by piece
             reply = await self._call(self._claim, args)
-        return _rows(reply)
+        return _rows(_flat.decode(reply))
 
     async def top(self, n: int, offset: int = 0, lowest: bool = False) -> list[Member]:
         if n <= 0:
@@ -294,7 +319,7 @@ class RedisBuffer:
         return members[0] if members else None
 
     async def _read(self, *args: str | int | bytes, only: int | None = None) -> list[Member]:
-        return _rows(await self._call(self._members, args, only))
+        return _rows(_flat.decode(await self._call(self._members, args, only)))
 
     async def members(self, ms: Sequence[bytes], only: int) -> list[Member]:
         """Those of the keys that are members, in their order. Raises `GenerationMoved` after a switch."""
@@ -351,16 +376,16 @@ class RedisBuffer:
             judge=meta[b"judge"].decode() if b"judge" in meta else None,
         )
 
-    async def iterate(self, chunk: int = 500) -> AsyncIterator[list[Member]]:
+    async def iterate(self, chunk: int = 250) -> AsyncIterator[list[Member]]:
         # A scan sees every member that is there from start to end, maybe twice: hence the mapping.
-        state = await self._pointer.read()
-        only = state.number(self._role)
+        only = (await self._pointer.read()).number(self._role)
         ranks: dict[bytes, float] = {}
-        with translate(self._client):
-            async for m, rank in self._client.zscan_iter(self._keys(state)[0], count=SCAN_COUNT):
-                ranks[m] = rank
-        ms = sorted(ranks, key=lambda m: (ranks[m], m), reverse=True)
+        cursor: bytes | None = None
         try:
+            while cursor != b"0":
+                cursor, packed = await self._call(self._scan, [cursor or b"0", SCAN_COUNT], only)
+                ranks.update(struct.iter_unpack(">12sd", packed))
+            ms = sorted(ranks, key=lambda m: (ranks[m], m), reverse=True)
             for start in range(0, max(1, len(ms)), chunk):  # once also for none: the scan was of the right generation?
                 members = await self._read("m", *ms[start : start + chunk], only=only)
                 if members:
@@ -372,12 +397,14 @@ class RedisBuffer:
         await self._call(self._clear, ["1" if self._name == "main" else ""])
 
 
-def _packed(offer: Offer, near: float | None) -> tuple[bytes, bytes, bytes]:
-    """Trail, head and body of an offer, as `lua/trail.lua` and `lua/offer.lua` read them."""
+def _trail(offer: Offer, near: float | None) -> bytes:
+    """The trail of a member, as `lua/trail.lua` reads it."""
     prompt = offer.prompt
-    compared = NOT_COMPARED if near is None else sketch(conversation_text(prompt.messages), near)
+    compared = NOT_COMPARED
+    if near is not None:
+        compared = offer.sketch or sketch(conversation_text(prompt.messages), near)
     category, id = prompt.category.encode()[:0xFFFF], prompt.id.encode()
-    trail = b"".join(
+    return b"".join(
         (
             tie(prompt.prompt_id),
             sortable(offer.rank_key),
@@ -391,8 +418,6 @@ def _packed(offer: Offer, near: float | None) -> tuple[bytes, bytes, bytes]:
             id,
         )
     )
-    head = struct.pack(">diq8s", offer.rank_key, offer.partition, offer.offset, member_key(prompt.id))
-    return trail, head, encode(prompt)
 
 
 def _outcomes(offers: Sequence[Offer], flat: list[Any], rules: BufferRules, now: int) -> list[CuratedOutcome]:
@@ -438,11 +463,11 @@ def _evicted(flat: list[bytes], judge: str, now: int) -> list[CuratedOutcome]:
     ]
 
 
-def _rows(flat: list[bytes | None]) -> list[Member]:
+def _rows(flat: Sequence[Any]) -> list[Member]:
     """Members of a flat list as `read` of `lua/keys.lua` makes it."""
     members = []
     for body, answers, alike, rank, age in zip(*(flat[i::5] for i in range(5)), strict=True):
-        if body is None or rank is None or age is None:
+        if not body or not rank or not age:
             continue
         member = Member(
             prompt=_prompts.decode(body),

@@ -10,6 +10,7 @@ import pytest_asyncio
 import redis.asyncio
 from redis.exceptions import ConnectionError
 
+import streams.buffer.redis
 from streams.buffer.base import BufferRules, Offer, Position
 from streams.buffer.memory import MemoryBuffer
 from streams.buffer.redis import RedisBuffer
@@ -264,3 +265,24 @@ async def test_keys_of_another_kind_are_fatal(client: redis.asyncio.Redis, names
     await client.set(f"{{{namespace}}}:main:g1:rank", "text")
     with pytest.raises(Fatal, match="WRONGTYPE"):
         await RedisBuffer(client, namespace, "main", RULES).offer([offer("a")], [])
+
+
+async def test_what_is_below_the_threshold_goes_without_its_text_until_the_threshold_falls(
+    client: redis.asyncio.Redis, namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    buffer = RedisBuffer(client, namespace, "main", BufferRules(3, 1.0, 0.8))
+    await buffer.offer([offer(f"m{i}", 5.0 + i) for i in range(3)], [])
+    made: list[str] = []
+    whole = streams.buffer.redis._trail
+    monkeypatch.setattr(streams.buffer.redis, "_trail", lambda o, near: (made.append(o.prompt.id), whole(o, near))[1])
+    [first] = await buffer.offer([offer("soft", 4.0, at=(0, 0))], [Position(0, 0, 0)])
+    assert made == ["soft"], "no threshold was seen yet"
+    [second] = await buffer.offer([offer("softer", 3.0, at=(0, 1))], [Position(0, 1, 1)])
+    assert made == ["soft"]
+    assert [(o.outcome, o.threshold) for o in (first, second)] == [("below_threshold", 5.0)] * 2
+    assert await buffer.positions() == {0: 1}
+    await buffer.remove(["m0"])
+    outcomes = await buffer.offer([offer("back", 4.5, at=(0, 2)), offer("soft", 4.0, at=(0, 3))], [Position(0, 2, 3)])
+    assert [o.outcome for o in outcomes] == ["admitted", "below_threshold"]
+    assert [m.prompt.id for m in await buffer.top(9)] == ["m2", "m1", "back"]
+    assert (await buffer.positions(), (await buffer.stats()).threshold) == ({0: 3}, 4.5)

@@ -51,6 +51,7 @@ class FakeVllm:
         self.answered: Counter[tuple[str, str]] = Counter()
         """Requests by path and status group, as vLLM's `/metrics` count them."""
         self.requests = 0
+        self.generated = 0
         self.most_at_once = 0
         self._at_once = 0
         self._by_model: Counter[str] = Counter()
@@ -95,6 +96,8 @@ class FakeVllm:
             for (path, status), count in self.answered.items()
             if path.startswith("/v1/")
         ]
+        # Each of a text's words counts as a token.
+        lines.append(f'vllm:generation_tokens_total{{model_name="base"}} {float(self.generated)}')
         return web.Response(text="\n".join(["# TYPE http_requests_total counter", *lines, ""]))
 
     async def _health(self, request: web.Request) -> web.Response:
@@ -162,6 +165,7 @@ class FakeVllm:
     def _completion_body(self, body: dict[str, Any]) -> dict[str, Any]:
         prompts = [body["prompt"]] if isinstance(body["prompt"], str) else body["prompt"]
         choices = [self._choice(index, prompt) for index, prompt in enumerate(prompts)]
+        self.generated += len(choices)
         return {"choices": choices, "usage": {"prompt_tokens": sum(len(p) // 4 for p in prompts)}}
 
     def _choice(self, index: int, prompt: str) -> dict[str, Any]:
@@ -190,6 +194,7 @@ class FakeVllm:
         instead = self._instead(body["model"])
         model = instead.get("as", body["model"])
         texts = [instead.get("text", f"{model} answer {i} to: {last[:40]}") for i in range(body.get("n") or 1)]
+        self.generated += sum(len(text.split()) for text in texts)
         choices = []
         for index, text in enumerate(texts):
             choice = {"index": index, "message": {"role": "assistant", "content": text}, "logprobs": None}

@@ -11,9 +11,9 @@ from prometheus_client import CollectorRegistry
 from agents.answer import Answer
 from streams.buffer.base import BufferRules, Offer
 from streams.buffer.memory import MemoryBuffer
-from streams.errors import InvalidRecord, Transient
+from streams.errors import Fatal, InvalidRecord, Transient
 from streams.metrics import Metrics
-from streams.records import Message, ScoredPrompt
+from streams.records import Member, Message, ScoredPrompt
 from streams.rewards import Rewarder
 from streams.rubric import RUBRIC
 from streams.settings import AnswerSettings, Settings
@@ -68,41 +68,48 @@ def make(buffer: MemoryBuffer, pool: VllmPool, wanted: bool = True, **changes: o
     )
 
 
+async def once(answer: Answer) -> int:
+    """Answers one batch; how many were taken up."""
+    members = await answer.take_up(answer._settings.batch)
+    await asyncio.gather(*(answer.answer(member) for member in members))
+    return len(members)
+
+
 async def test_k_candidates_and_the_production_response_each_with_a_reward(vllm: tuple[FakeVllm, VllmPool]) -> None:
     buffer = await buffer_of(scored("a", "q", response="what production said"))
-    assert await make(buffer, vllm[1]).once() == 1
+    assert await once(make(buffer, vllm[1])) == 1
     member = await buffer.get("a")
     assert member is not None
     assert [c.origin for c in member.candidates] == ["teacher"] * 3 + ["production"]
     assert member.candidates[-1].text == "what production said"
     assert all(1 <= c.reward <= 9 for c in member.candidates)
-    assert await make(buffer, vllm[1]).once() == 0, "answered once is answered"
+    assert await once(make(buffer, vllm[1])) == 0, "answered once is answered"
 
 
 async def test_the_hardest_first_and_not_more_than_a_batch(vllm: tuple[FakeVllm, VllmPool]) -> None:
     buffer = await buffer_of(*(scored(str(i), f"q{i}", difficulty=i) for i in range(1, 8)))
-    assert await make(buffer, vllm[1], batch=2).once() == 2
+    assert await once(make(buffer, vllm[1], batch=2)) == 2
     answered = [m.prompt.id for m in await buffer.top(10) if m.candidates]
     assert answered == ["7", "6"]
 
 
 async def test_newcomers_are_left_to_settle(vllm: tuple[FakeVllm, VllmPool]) -> None:
     buffer = await buffer_of(scored("a", "q"))
-    assert await make(buffer, vllm[1], settle_s=600).once() == 0
-    assert await make(buffer, vllm[1], when="admission", settle_s=600).once() == 1
+    assert await once(make(buffer, vllm[1], settle_s=600)) == 0
+    assert await once(make(buffer, vllm[1], when="admission", settle_s=600)) == 1
 
 
 async def test_only_when_a_run_needs_them(vllm: tuple[FakeVllm, VllmPool]) -> None:
     buffer = await buffer_of(scored("a", "q"))
-    assert await make(buffer, vllm[1], wanted=False, when="run").once() == 0
-    assert await make(buffer, vllm[1], wanted=True, when="run").once() == 1
+    assert await once(make(buffer, vllm[1], wanted=False, when="run")) == 0
+    assert await once(make(buffer, vllm[1], wanted=True, when="run")) == 1
 
 
 async def test_an_outage_is_waited_out(vllm: tuple[FakeVllm, VllmPool]) -> None:
     fake, pool = vllm
     buffer = await buffer_of(scored("a", "q"))
     fake.fault("503", 3)
-    assert await make(buffer, pool).once() == 1
+    assert await once(make(buffer, pool)) == 1
     member = await buffer.get("a")
     assert member is not None
     assert len(member.candidates) == 3
@@ -111,11 +118,48 @@ async def test_an_outage_is_waited_out(vllm: tuple[FakeVllm, VllmPool]) -> None:
 async def test_a_prompt_that_the_teacher_cannot_take_stays_without_candidates(vllm: tuple[FakeVllm, VllmPool]) -> None:
     buffer = await buffer_of(scored("long", "x" * 2 * MAX_CHARS), scored("a", "q"))
     answer = make(buffer, vllm[1])
-    assert await answer.once() == 2
-    assert await answer.once() == 0, "it is not asked for again"
+    assert await once(answer) == 2
+    assert await once(answer) == 0, "it is not asked for again"
     long = await buffer.get("long")
     assert long is not None
     assert long.candidates == []
+
+
+async def test_a_long_answer_holds_up_nobody_else(
+    vllm: tuple[FakeVllm, VllmPool], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    buffer = await buffer_of(*(scored(str(i), f"q{i}", difficulty=i) for i in range(1, 8)))
+    answer, go, at_once = make(buffer, vllm[1], batch=2), asyncio.Event(), [0, 0]
+    attempt = answer._attempt
+
+    async def slow(member: Member) -> None:
+        at_once[:] = at_once[0] + 1, max(at_once[1], at_once[0] + 1)
+        if member.prompt.id == "7":
+            await go.wait()
+        await attempt(member)
+        at_once[0] -= 1
+
+    monkeypatch.setattr(answer, "_attempt", slow)
+    stop = asyncio.Event()
+    task = asyncio.create_task(answer.run(stop))
+    async with asyncio.timeout(10):
+        while (await buffer.stats()).answered < 6:  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
+    assert [m.prompt.id for m in await buffer.top(10) if not m.candidates] == ["7"]
+    assert at_once[1] == 2, "never more than `answer.batch`"
+    stop.set()
+    await asyncio.sleep(0.05)
+    assert not task.done(), "what is in progress is finished"
+    go.set()
+    await asyncio.wait_for(task, 5)
+    assert (await buffer.stats()).answered == 7
+
+
+async def test_fatal_ends_it_and_leaves_nothing_running(vllm: tuple[FakeVllm, VllmPool]) -> None:
+    buffer = await buffer_of(scored("a", "q"), scored("b", "q"))
+    with pytest.raises(Fatal, match="does not exist"):
+        await asyncio.wait_for(make(buffer, vllm[1], model="nobody").run(asyncio.Event()), 5)
+    assert {t for t in asyncio.all_tasks() if "Answer" in repr(t)} == set()
 
 
 async def test_it_ends_when_told(vllm: tuple[FakeVllm, VllmPool]) -> None:

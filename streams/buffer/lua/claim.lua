@@ -1,6 +1,6 @@
 -- The hardest members without answers, claimed for a while. Keys: keys.lua (rank, age, fresh, open, claims, bodies).
 -- ARGS: limit, only those admitted before (ms; '' for all), now (ms), claim until (ms).
--- Returns rows as `read` does; or 0 when it has moved MOVES members to `open` and wants to be called again.
+-- Returns rows as `members.lua` does; or 0 when it has moved MOVES members to `open` and wants to be called again.
 
 -- Each member passes from fresh to open once; in pieces, so that other clients get their turn.
 local MOVES = 2000
@@ -40,4 +40,4 @@ if #found > 0 then
   bulk('ZREM', OPEN, found)
   bulk('ZADD', CLAIMS, items)
 end
-return read(found)
+return cmsgpack.pack(read(found))

@@ -1,5 +1,6 @@
 -- Read members at one moment. Keys: keys.lua.
--- ARGS: 'top' or 'lowest', first index, last index; or 'm', m…; or 'key', key.  Returns rows as `read` does.
+-- ARGS: 'top' or 'lowest', first index, last index; or 'm', m…; or 'key', key.  Returns msgpack of rows as `read` makes them: one
+-- string is read ten times as fast as five for each member.
 
 local ms = {}
 if ARGS[1] == 'top' then
@@ -12,4 +13,4 @@ else
   local trail = redis.call('HGET', TRAIL, ARGS[2])
   if trail then ms = { sub(trail, 1, 4) .. ARGS[2] } end
 end
-return read(ms)
+return cmsgpack.pack(read(ms))

@@ -4,8 +4,10 @@
 --           batch), positions {{partition, first, last}…}, started (ms; of the rescoring that is under way, else 0)
 -- ARGS[2]   for the next generation: m of every offer, one after the other
 -- ARGS[3…]  for each offer: trail, head (rank key as double, partition as int32, offset as int64, key), body;
---           three times '' for one that was refused before
--- returns   {'moved'}, {'judge', have} or {'gap', partition, applied, first}: nothing was applied
+--           only the head for one that the caller believes to be below the threshold, three times '' for one that was
+--           refused before
+-- returns   {'moved'}, {'judge', have}, {'gap', partition, applied, first} or {'whole'} (an offer with only its head is
+--           not below the threshold: give all of them): nothing was applied
 --           {'ok', {outcome, detail, threshold, value}…, {id, rank key, threshold, detail, by}…}: flat lists, '' for none;
 --           value: equal slots of a near-duplicate, members of a full category; by: who was admitted instead
 --
@@ -58,6 +60,17 @@ local function lowest()
     low = { m = row[1], text = row[2], score = tonumber(row[2]) }
   end
   return low
+end
+
+-- What is below the threshold when the batch begins is refused, whatever the batch does: so its caller may leave out what
+-- it would be compared by.
+local first_low = size >= head.capacity and lowest() or nil
+local function below_first(rank, m)
+  return first_low and (rank < first_low.score or (rank == first_low.score and m and less(m, first_low.m)))
+end
+local function is_head_only(i) return ARGS[i] == '' and ARGS[i + 1] ~= '' end
+for i = 3, #ARGS, 3 do
+  if is_head_only(i) and not below_first(struct.unpack('>d', ARGS[i + 1])) then return { 'whole' } end
 end
 
 local alike = {} -- key -> count of near-duplicates, where it changed or was asked for
@@ -123,8 +136,8 @@ local outcomes, evictions, evicted_ids = {}, {}, {}
 local admitted_total, evicted_total = 0, 0
 local newcomer -- id of the offer that is decided about
 
-local function evict(key, t, threshold, detail)
-  local rank = redis.call('ZSCORE', RANK, t.tie .. key)
+local function evict(key, t, threshold, detail, known_rank)
+  local rank = known_rank or redis.call('ZSCORE', RANK, t.tie .. key)
   drop(key, t)
   low = nil
   alike[key], alike_changed[key] = nil, nil
@@ -148,6 +161,7 @@ end
 local function decide(key, t, rank, replay, threshold)
   local m = t.tie .. key
   local order = t.order .. m
+  if below_first(rank, m) then return 'below_threshold', '' end
   if threshold ~= '' then
     local weakest = lowest()
     if rank < weakest.score or (rank == weakest.score and less(m, weakest.m)) then return 'below_threshold', '' end
@@ -188,8 +202,9 @@ local function decide(key, t, rank, replay, threshold)
   for _, other in ipairs(crowded) do evict(other, parse(trail_of(other)), threshold, t.category) end
   local shrunk = 0
   while size >= head.capacity and shrunk < MAX_SHRINK do
-    local other = sub(lowest().m, 5)
-    evict(other, parse(trail_of(other)), threshold, '')
+    local weakest = lowest()
+    local other = sub(weakest.m, 5)
+    evict(other, parse(trail_of(other)), threshold, '', weakest.text)
     shrunk = shrunk + 1
   end
 
@@ -210,16 +225,20 @@ for i = 3, #ARGS, 3 do
   local trail, body = ARGS[i], ARGS[i + 2]
   local threshold = size >= head.capacity and lowest().text or ''
   local outcome, detail, value = 'refused', '', ''
-  if trail ~= '' then
+  if trail ~= '' or ARGS[i + 1] ~= '' then
     local rank, partition, offset, key = struct.unpack('>di4i8c8', ARGS[i + 1])
     if trail_of(key) then
       outcome = 'admitted'
+    elseif trail == '' then
+      outcome = 'below_threshold'
+      if threshold == '' then threshold = first_low.text end
     else
       local replay = partition >= 0 and offset <= position(partition)
       local new
       local t = parse(trail)
       newcomer = t.id
       outcome, detail, new, value = decide(key, t, rank, replay, threshold)
+      if outcome == 'below_threshold' and threshold == '' then threshold = first_low.text end
       if new then
         trails[key] = trail
         added[key] = { t.tie .. key, body, format('%.17g', rank) }

@@ -16,19 +16,21 @@ local size = redis.call('ZCARD', RANK)
 
 -- Trail: tie 4, sortable rank key 8, hash of the category 8, bin of the histogram 1, slots 0 or 128, bands 4 each,
 -- category and id with their lengths.
+local formats = {}  -- count of bands -> format of all of them: one call instead of two for each band
+
 local function parse(trail)
   local tie, order, catkey, bin, nslots, nbands, pos = struct.unpack('>c4c8c8BBB', trail)
   local t = { tie = tie, order = order, catkey = catkey, bin = bin }
   t.slots = sub(trail, pos, pos + nslots - 1)
   pos = pos + nslots
+  formats[nbands] = formats[nbands] or string.rep('c2c2', nbands)
+  local found = { struct.unpack(formats[nbands], trail, pos) }
   local fields, marks = {}, {}
   for i = 1, nbands do
-    marks[i] = sub(trail, pos, pos + 1)
-    fields[i] = sub(trail, pos + 2, pos + 3)
-    pos = pos + 4
+    marks[i], fields[i] = found[2 * i - 1], found[2 * i]
   end
   t.fields, t.marks = fields, marks
-  t.category, t.id = struct.unpack('>Hc0Hc0', sub(trail, pos))
+  t.category, t.id = struct.unpack('>Hc0Hc0', trail, found[2 * nbands + 1])
   return t
 end
 
@@ -43,13 +45,17 @@ end
 
 -- Have the buckets of these fields in `buckets`.
 local function load_buckets(fields)
-  local missing = {}
+  local missing, n = {}, 0
   for i = 1, #fields do
-    if not buckets[fields[i]] then missing[#missing + 1] = fields[i] end
+    local field = fields[i]
+    if not buckets[field] then
+      n = n + 1
+      missing[n] = field
+    end
   end
-  if #missing == 0 then return end
+  if n == 0 then return end
   local values = redis.call('HMGET', BANDS, unpack(missing))
-  for i = 1, #missing do buckets[missing[i]] = values[i] or '' end
+  for i = 1, n do buckets[missing[i]] = values[i] or '' end
 end
 
 local function enter_bands(t, key)
