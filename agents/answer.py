@@ -85,7 +85,8 @@ class Answer:
 
     async def answer(self, member: Member) -> None:
         """Answers a member that was taken up; waits out an outage. Raises `Fatal`."""
-        await patiently(lambda: self._attempt(member), self._waiting)
+        with self._metrics.in_flight.labels("answer").track_inprogress():
+            await patiently(lambda: self._attempt(member), self._waiting)
         self._outage.worked()
 
     @staticmethod

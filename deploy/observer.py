@@ -2,16 +2,20 @@
 
 import asyncio
 import time
-from collections.abc import Awaitable, Callable, Mapping, Sequence
+from collections import Counter
+from collections.abc import Awaitable, Callable, Mapping
+from pathlib import Path
 
+from prometheus_client import Gauge
 from redis.asyncio import Redis
 
 from agents.rules.lag import LagTrend
-from streams.buffer.base import Buffer, BufferName
+from streams.buffer.base import Buffer, BufferName, BufferStats
 from streams.errors import HaypileError, Transient
 from streams.health import HealthStore, ProcessHealth, process_name
 from streams.lag import LogEnds
 from streams.metrics import Metrics
+from streams.redis_client import translate
 from streams.settings import Settings
 from streams.vllm import VllmPool
 
@@ -24,8 +28,9 @@ REACH_S = 5.0
 class Observer:
     """Looks every few seconds until it is told to stop; never raises for what it looks at.
 
-    `judge` is asked whether it answers, the circuits of all `pools` are looked at; `taken` gives the next offset of
-    each partition that the worker takes from.
+    Each of `pools` (by what it is for: `judge`, `teacher`, `reward`) is asked whether it answers, and its circuits are
+    looked at; `taken` gives the next offset of each partition that the worker takes from; `folders` are those that
+    the worker writes to, by setting.
     """
 
     def __init__(
@@ -35,20 +40,24 @@ class Observer:
         *,
         client: Redis,
         buffers: Mapping[BufferName, Buffer],
-        judge: VllmPool,
-        pools: Sequence[VllmPool],
+        pools: Mapping[str, VllmPool],
         taken: Callable[[], Mapping[tuple[str, int], int]],
+        folders: Mapping[str, Path],
+        ends: LogEnds | None = None,
     ) -> None:
         self._settings = settings
         self._metrics = metrics
         self._health = metrics.health
         self._store = HealthStore(client, settings.redis.namespace)
         self._buffers = buffers
-        self._judge = judge
+        self._client = client
         self._pools = pools
         self._taken = taken
-        self._ends = LogEnds(settings.kafka)
+        self._folders = folders
+        self._ends = ends or LogEnds(settings.kafka)
         self._trends: dict[str, LagTrend] = {}
+        self._shown: set[tuple[str, int]] = set()
+        self._categories: set[str] = set()
         self._started = time.time()
         self._name = process_name()
 
@@ -65,7 +74,7 @@ class Observer:
             await self._quietly(self._store.remove(self._name))
 
     async def _look(self) -> None:
-        await asyncio.gather(self._redis(), self._vllm(), self._lag())
+        await asyncio.gather(self._redis(), self._vllm(), self._lag(), self._disk())
         report = ProcessHealth(
             process=self._name,
             agents=list(self._settings.worker.agents),
@@ -79,22 +88,36 @@ class Observer:
         try:
             for name, buffer in self._buffers.items():
                 await self._show(name, buffer)
+            await self._quietly(self._memory())
         except HaypileError as error:
             self._is("redis", "redis unreachable", str(error))
         else:
             self._is("redis", "redis unreachable", None)
 
+    async def _memory(self) -> None:
+        """A Redis that does not let us ask (INFO is not allowed to every user) leaves the metrics at 0."""
+        with translate(self._client):
+            memory = await self._client.info("memory")
+        self._metrics.redis_memory.set(memory["used_memory"])
+        self._metrics.redis_limit.set(memory.get("maxmemory") or memory.get("total_system_memory") or 0)
+
     async def _vllm(self) -> None:
-        errors = await asyncio.gather(*(self._error_of(url) for url in self._judge.urls))
-        self._is("judge", "judge unreachable", "; ".join(filter(None, errors)) if all(errors) else None)
-        circuits = {url: seconds for pool in self._pools for url, seconds in pool.open_for_s().items()}
+        pools = dict(self._pools)
+        await asyncio.gather(*(self._reach(name, pool) for name, pool in pools.items()))
+        circuits = {url: seconds for pool in pools.values() for url, seconds in pool.open_for_s().items()}
         detail = "its requests failed; it is probed every few seconds and the others take over"
         self._health.only("circuit open", [(f"circuit open: {url}", detail, s) for url, s in circuits.items()])
 
-    async def _error_of(self, url: str) -> str | None:
+    async def _reach(self, name: str, pool: VllmPool) -> None:
+        """A pool is up while one of its servers answers: it takes over from the others."""
+        errors = await asyncio.gather(*(self._error_of(pool, url) for url in pool.urls))
+        self._is(name, f"{name} unreachable", "; ".join(filter(None, errors)) if all(errors) else None)
+
+    @staticmethod
+    async def _error_of(pool: VllmPool, url: str) -> str | None:
         try:
             async with asyncio.timeout(REACH_S):
-                await self._judge.models(url)
+                await pool.models(url)
         except HaypileError as error:
             return str(error)
         except TimeoutError:
@@ -103,6 +126,9 @@ class Observer:
 
     async def _lag(self) -> None:
         taken = dict(self._taken())
+        for place in self._shown - taken.keys():  # another worker's by now
+            self._metrics.lag.remove(*place)
+        self._shown &= taken.keys()
         if not taken:
             self._health.only("lag grows", [])
             return
@@ -112,15 +138,22 @@ class Observer:
             self._is("kafka", "kafka unreachable", str(error))
             return
         self._is("kafka", "kafka unreachable", None)
+        topics: Counter[str] = Counter()
+        for place, count in lag.items():
+            self._metrics.lag.labels(*place).set(count)
+            topics[place[0]] += count
+        self._shown |= lag.keys()
         now, growing = time.monotonic(), []
-        for topic, count in lag.items():
-            self._metrics.lag.labels(topic).set(count)
+        for topic, count in topics.items():
             trend = self._trends.setdefault(topic, LagTrend(self._settings.worker.window))
             trend.add(now, count)
             for_s = trend.growing_for_s(now)
             if for_s is not None:
                 growing.append((f"lag grows: {topic}", f"{count} records are not taken yet", for_s))
         self._health.only("lag grows", growing)
+
+    async def _disk(self) -> None:
+        await asyncio.to_thread(self._metrics.disk.look, self._folders)
 
     def _is(self, dependency: str, what: str, error: str | None) -> None:
         self._metrics.dependency_up.labels(dependency).set(error is None)
@@ -134,15 +167,31 @@ class Observer:
         try:
             await write
         except HaypileError:
-            pass  # Redis is away: that is known, and told with the next report
+            pass  # Redis is away or refuses: that is known, and told with the next report
 
     async def _show(self, name: BufferName, buffer: Buffer) -> None:
-        stats = await buffer.stats()
-        self._metrics.buffer_members.labels(name).set(stats.size)
-        self._metrics.buffer_capacity.labels(name).set(stats.capacity)
-        if stats.threshold is not None:
-            self._metrics.buffer_threshold.labels(name).set(stats.threshold)
+        stats, metrics = await buffer.stats(), self._metrics
+        metrics.buffer_members.labels(name).set(stats.size)
+        metrics.buffer_capacity.labels(name).set(stats.capacity)
+        _set_or_remove(metrics.buffer_threshold, stats.threshold, name)
+        _set_or_remove(metrics.buffer_difficulty, stats.highest_difficulty, name, "first")
+        _set_or_remove(metrics.buffer_difficulty, stats.lowest_difficulty, name, "last")
+        for member, at_ms in (("oldest", stats.oldest_admitted_at), ("newest", stats.newest_admitted_at)):
+            _set_or_remove(metrics.buffer_admission, None if at_ms is None else at_ms / 1000, name, member)
         if name == "main":
-            self._metrics.buffer_answered.set(stats.answered)
-            for category, count in stats.categories.items():
-                self._metrics.buffer_category.labels(category).set(count)
+            self._show_main(stats)
+
+    def _show_main(self, stats: BufferStats) -> None:
+        self._metrics.buffer_answered.set(stats.answered)
+        self._categories |= stats.categories.keys()
+        for category in self._categories:
+            self._metrics.buffer_category.labels(category).set(stats.categories.get(category, 0))
+        for number, count in enumerate(stats.histogram):
+            self._metrics.buffer_histogram.labels(f"{1 + number / 2:.1f}").set(count)
+
+
+def _set_or_remove(gauge: Gauge, value: float | None, *labels: str) -> None:
+    if value is None:
+        gauge.remove(*labels)
+    else:
+        gauge.labels(*labels).set(value)

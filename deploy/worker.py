@@ -12,9 +12,10 @@ import sys
 import time
 from collections.abc import Awaitable, Callable, Iterable
 from contextlib import AsyncExitStack
+from pathlib import Path
 from typing import TYPE_CHECKING
 
-from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client import CollectorRegistry, ProcessCollector, start_http_server
 from redis.asyncio import Redis
 
 from agents.anchors import Anchors, AnchorStore
@@ -124,15 +125,15 @@ class _Worker:
             judge = Judge(judge_pool, settings.judge, self.metrics)
 
             handlers: dict[str, tuple[str, Handler]] = {}
-            pools = [judge_pool]
+            pools = {"judge": judge_pool}
             observer = Observer(
                 settings,
                 self.metrics,
                 client=client,
                 buffers={"main": main, "eval": held_out},
-                judge=judge_pool,
                 pools=pools,
                 taken=lambda: self.hops.taken if self.hops else {},
+                folders=_folders(settings),
             )
             chores: list[Callable[[], Awaitable[None]]] = [lambda: observer.run(self._stopped_within)]
             if languages is not None:
@@ -192,23 +193,22 @@ class _Worker:
             await self._run(handlers, chores, producer, client)
 
     async def _answer(
-        self, stack: AsyncExitStack, client: Redis, main: Buffer, pools: list[VllmPool], judge: Judge
+        self, stack: AsyncExitStack, client: Redis, main: Buffer, pools: dict[str, VllmPool], judge: Judge
     ) -> Answer:
         """The answering loop; adds the servers that it talks to to `pools`, which has the judge's."""
         from streams.training_state import TrainingStateStore
 
         settings = self.settings
-        [judge_pool] = pools
-        reward_pool = judge_pool
+        reward_pool = pools["judge"]
         if settings.reward.kind == "classifier":
             urls = settings.reward.urls or settings.judge.urls
             key = settings.judge.api_key.get_secret_value() if settings.judge.api_key else None
             reward_pool = await stack.enter_async_context(
                 VllmPool(urls, api_key=key, concurrency=settings.judge.concurrency, timeout_s=settings.judge.timeout_s)
             )
-            pools.append(reward_pool)
+            pools["reward"] = reward_pool
         teacher = await stack.enter_async_context(teacher_pool(settings))
-        pools.append(teacher)
+        pools["teacher"] = teacher
         store = TrainingStateStore(client, settings.redis.namespace)
 
         async def wanted() -> bool:
@@ -366,10 +366,19 @@ class _Worker:
     def _serve_metrics(self) -> None:
         port = self.settings.worker.metrics_port
         if port:
+            ProcessCollector(registry=self.metrics.registry)
             try:
                 start_http_server(port, registry=self.metrics.registry)
             except OSError as error:
                 raise Fatal(f"cannot serve metrics on worker.metrics_port = {port}: {error}") from None
+
+
+def _folders(settings: Settings) -> dict[str, Path]:
+    """Local folders that the chosen agents write to, by setting."""
+    snapshots = settings.training.snapshots
+    if "trigger" not in settings.worker.agents or "://" in snapshots:
+        return {}
+    return {"snapshots": Path(snapshots).absolute()}
 
 
 def _now_ms() -> int:

@@ -90,6 +90,7 @@ class Judge:
             self._metrics.judge_seconds.observe(time.perf_counter() - started)
             self._metrics.judge_label_mass.observe(rating.label_mass)
             self._metrics.judge_difficulty.observe(rating.difficulty)
+            self._metrics.judge_quality.observe(rating.quality)
             if seen < len(text):
                 self._metrics.judge_shortened.inc()
         return rating
@@ -109,6 +110,8 @@ class Judge:
                 continue
             except BadRequest as error:
                 raise InvalidRecord("judge_refused", str(error)) from None
+            if self._metrics is not None:
+                self._metrics.judge_tokens.inc(answers[0].prompt_tokens)
             readings = {
                 question: read(answer.top_logprobs, labels_of(question))
                 for question, answer in zip(ASKED_OF_PROMPTS, answers, strict=True)

@@ -20,8 +20,8 @@ class LogEnds:
         self._kafka = kafka
         self._consumer: AIOKafkaConsumer | None = None
 
-    async def lag(self, taken: Mapping[tuple[str, int], int]) -> dict[str, int]:
-        """Records of each topic that are not taken yet; `taken` has the next offset of each partition.
+    async def lag(self, taken: Mapping[tuple[str, int], int]) -> dict[tuple[str, int], int]:
+        """Records of each partition that are not taken yet; `taken` has the next offset of each.
 
         Partitions of which nothing was taken are not known here and not counted. Raises `Transient`.
         """
@@ -36,11 +36,7 @@ class LogEnds:
         except (KafkaError, OSError, TimeoutError) as error:
             await self.close()
             raise Transient(f"Kafka at {self._kafka.bootstrap}: no end of the log ({error!r})") from None
-        found: dict[str, int] = {}
-        for (topic, partition), offset in taken.items():
-            behind = max(0, ends[TopicPartition(topic, partition)] - offset)
-            found[topic] = found.get(topic, 0) + behind
-        return found
+        return {place: max(0, ends[TopicPartition(*place)] - offset) for place, offset in taken.items()}
 
     async def close(self) -> None:
         """Ends the connection; the next question opens another."""

@@ -3,6 +3,10 @@
 `Metrics(registry)` is made once a process and handed to the parts; nothing registers at import.
 """
 
+import shutil
+from collections.abc import Mapping
+from pathlib import Path
+
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram
 
 from streams.health import Health
@@ -15,6 +19,32 @@ SHARE = tuple(i / 20 for i in range(1, 21))
 
 RATING = tuple(1 + i / 2 for i in range(1, 17))
 """Bucket bounds of a rating 1..9, half a point wide."""
+
+
+class DiskMetrics:
+    """Room for what haypile writes into folders of its own."""
+
+    def __init__(self, registry: CollectorRegistry) -> None:
+        self.free = Gauge(
+            "haypile_disk_free_bytes",
+            "Room left where a folder of the settings is (`snapshots`, `registry`, `work_dir`).",
+            ["folder"],
+            registry=registry,
+        )
+        self.size = Gauge("haypile_disk_size_bytes", "Size of that file system.", ["folder"], registry=registry)
+
+    def look(self, folders: Mapping[str, Path]) -> None:
+        """Shows the room of each folder (of the nearest parent of one that is not made yet); one that cannot be looked
+        at is absent. Blocks as long as the file system does."""
+        for name, folder in folders.items():
+            try:
+                usage = shutil.disk_usage(next(place for place in (folder, *folder.parents) if place.exists()))
+            except (OSError, StopIteration):
+                self.free.remove(name)
+                self.size.remove(name)
+                continue
+            self.free.labels(name).set(usage.free)
+            self.size.labels(name).set(usage.total)
 
 
 class Metrics:
@@ -72,6 +102,14 @@ class Metrics:
         self.judge_difficulty = Histogram(
             "haypile_judge_difficulty", "Difficulty of rated prompts, 1..9.", buckets=RATING, registry=registry
         )
+        self.judge_quality = Histogram(
+            "haypile_judge_quality", "Quality of rated prompts, 1..9.", buckets=RATING, registry=registry
+        )
+        self.judge_tokens = Counter(
+            "haypile_judge_prompt_tokens",
+            "Tokens that the judge was given, by vLLM's count; what its prefix cache saves is not taken off.",
+            registry=registry,
+        )
         self.judge_shortened = Counter(
             "haypile_judge_shortened", "Prompts of which the judge saw only head and tail.", registry=registry
         )
@@ -94,6 +132,24 @@ class Metrics:
             "haypile_buffer_threshold",
             "Rank key to beat; absent until the buffer is full.",
             ["buffer"],
+            registry=registry,
+        )
+        self.buffer_difficulty = Gauge(
+            "haypile_buffer_difficulty",
+            "Difficulty of the member ranked `first` and of the one ranked `last`; absent while it is empty.",
+            ["buffer", "rank"],
+            registry=registry,
+        )
+        self.buffer_admission = Gauge(
+            "haypile_buffer_admission_timestamp_seconds",
+            "When the `oldest` and the `newest` member were admitted; absent while it is empty.",
+            ["buffer", "member"],
+            registry=registry,
+        )
+        self.buffer_histogram = Gauge(
+            "haypile_buffer_difficulty_members",
+            "Members by difficulty: from this label's value up to half a point more.",
+            ["difficulty"],
             registry=registry,
         )
         self.buffer_answered = Gauge("haypile_buffer_answered", "Members that have answers.", registry=registry)
@@ -179,10 +235,17 @@ class Metrics:
         )
         self.lag = Gauge(
             "haypile_lag_records",
-            "Records of this worker's partitions that it has not taken yet.",
-            ["topic"],
+            "Records of a partition that its worker has not taken yet; known once it has taken one.",
+            ["topic", "partition"],
             registry=registry,
         )
+        self.redis_memory = Gauge("haypile_redis_memory_bytes", "Memory that Redis uses.", registry=registry)
+        self.redis_limit = Gauge(
+            "haypile_redis_memory_limit_bytes",
+            "Its `maxmemory`, or the memory of its machine where none is set.",
+            registry=registry,
+        )
+        self.disk = DiskMetrics(registry)
         self.health = Health(self.degraded_since)
 
 

@@ -42,6 +42,7 @@ class Completion:
     text: str
     top_logprobs: Mapping[str, float]
     prompt_tokens: int
+    """Of all prompts of the request together."""
 
 
 @dataclass(frozen=True)

@@ -1,10 +1,14 @@
 """Metrics of the trainer, on the registry that is handed in. The workers' are in `streams.metrics`."""
 
+from collections.abc import Mapping
+
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
+from streams.metrics import DiskMetrics
 from streams.records import Phase
 
 PHASES: tuple[Phase, ...] = ("queued", "sft", "dpo", "gate", "promote")
+FINAL: tuple[Phase, ...] = ("done", "rejected", "failed")
 
 
 class TrainerMetrics:
@@ -19,19 +23,45 @@ class TrainerMetrics:
             registry=registry,
         )
         self.loss = Gauge("haypile_training_loss", "Last loss of the phase in progress.", ["phase"], registry=registry)
+        self.step = Gauge("haypile_training_step", "Last step that was logged.", ["phase"], registry=registry)
+        self.tokens_per_second = Gauge(
+            "haypile_training_tokens_per_second",
+            "Tokens trained on, by the last logged step.",
+            ["phase"],
+            registry=registry,
+        )
         self.runs = Counter("haypile_training_runs", "Runs that ended, by outcome.", ["outcome"], registry=registry)
-        self.last_success = Gauge(
-            "haypile_training_last_success_timestamp_seconds",
-            "When the last run ended with a promoted adapter.",
+        self.last_run = Gauge(
+            "haypile_training_last_run_timestamp_seconds",
+            "When the last run of an outcome ended, `done` being the last success; 0: none is known. Read from files.",
+            ["outcome"],
+            registry=registry,
+        )
+        self.rejections = Gauge(
+            "haypile_gate_rejections_in_a_row",
+            "Challengers that the gate has refused since it let one through, by the registry.",
             registry=registry,
         )
         self.win_rate = Gauge(
-            "haypile_gate_win_rate", "The challenger's win rate in the last gate (ties count half).", registry=registry
+            "haypile_gate_win_rate",
+            "The challenger's win rate in the last gate (`value`; ties count half), and the ends of its interval "
+            "(`lower`, `upper`); by the registry.",
+            ["end"],
+            registry=registry,
         )
+        self.gate_prompts = Gauge("haypile_gate_prompts", "Prompts of the last gate.", registry=registry)
         self.champion = Gauge(
-            "haypile_champion_info",
-            "1 for the number of the version that serves (0 is the base model).",
-            ["number"],
+            "haypile_champion_number", "Number of the version that serves; 0 is the base model.", registry=registry
+        )
+        self.champion_since = Gauge(
+            "haypile_champion_since_timestamp_seconds",
+            "When the pointer moved to this champion; 0 while nothing was promoted yet.",
+            registry=registry,
+        )
+        self.champion_served = Gauge(
+            "haypile_champion_served",
+            "1 where a server has the champion; 0 where it has not, or cannot be asked.",
+            ["server"],
             registry=registry,
         )
         self.reloaded = Counter(
@@ -56,7 +86,18 @@ class TrainerMetrics:
             ["kind"],
             registry=registry,
         )
+        self.disk = DiskMetrics(registry)
+        for outcome in FINAL:  # an increase can only be seen of what was there before
+            self.runs.labels(outcome)
+            self.last_run.labels(outcome)
         self.show_phase(None)
+
+    def show_point(self, point: Mapping[str, float | int | str]) -> None:
+        """The last point of a learning curve (`trainers.rundir`)."""
+        shown = {"step": self.step, "loss": self.loss, "tokens_per_second": self.tokens_per_second}
+        for name, gauge in shown.items():
+            if name in point:
+                gauge.labels(point["phase"]).set(float(point[name]))
 
     def show_phase(self, current: Phase | None) -> None:
         """One phase is 1, the others are 0."""

@@ -41,6 +41,8 @@ class Servers:
         self.serving = serving
         key = serving.api_key.get_secret_value() if serving.api_key else None
         self.pools = [VllmPool([url], api_key=key, concurrency=4, timeout_s=serving.timeout_s) for url in serving.urls]
+        self.serves = dict.fromkeys(serving.urls, False)
+        """URL → whether it had the champion when `reconcile` last looked, or got it then."""
         self._stack = AsyncExitStack()
 
     async def __aenter__(self) -> "Servers":
@@ -139,6 +141,7 @@ class Servers:
         loaded, problems = 0, []
         for pool in self.pools:
             url = pool.urls[0]
+            self.serves[url] = False
             try:
                 there = await pool.models(url)
                 if champion.version is not None:
@@ -147,6 +150,7 @@ class Servers:
                         await pool.load_adapter(url, name, str(registry.path(champion.version)))
                         log.info("%s had lost the champion: loaded %s", url, name)
                         loaded += 1
+                self.serves[url] = True
                 for name in stale & set(there):
                     await pool.unload_adapter(url, name)
             except HaypileError as error:

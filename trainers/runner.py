@@ -109,8 +109,6 @@ class Runner:
                 await self._withdraw(run.record.version)
             run.end(outcome, reason)
             self._metrics.runs.labels(outcome).inc()
-            if outcome == "done":
-                self._metrics.last_success.set_to_current_time()
             log.info("run %s: %s: %s", request.run_id, outcome, reason)
         final = run.record.outcome
         if final is None:
@@ -129,7 +127,6 @@ class Runner:
         await run.announce("gate", {"version": manifest.version})
         report = await self._gate(run, plan, manifest)
         numbers = {name: value for name, value in report.items() if isinstance(value, float | int | str | bool)}
-        self._metrics.win_rate.set(float(report["win_rate"]))
         run.learned({f"gate_{name}": value for name, value in numbers.items()})
         if not report["promote"]:
             await self._withdraw(manifest.version)
@@ -213,7 +210,7 @@ class Runner:
                 await run.announce(phase, {})
         points = [point for point in run.folder.points() if "loss" in point]
         if points:
-            self._metrics.loss.labels(points[-1]["phase"]).set(float(points[-1]["loss"]))
+            self._metrics.show_point(points[-1])
 
     def _into_registry(self, run: "_Run", plan: Plan) -> Manifest:
         return self._registry.publish(

@@ -10,7 +10,6 @@ whoever gets it next goes on from the run's folder.
 
 import asyncio
 import logging
-import re
 import threading
 import time
 from collections.abc import Coroutine, Sequence
@@ -19,7 +18,7 @@ from contextlib import AsyncExitStack
 from typing import Any, Self, TypeVar
 
 import msgspec
-from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client import CollectorRegistry, ProcessCollector, start_http_server
 
 from streams.cancel import end
 from streams.errors import Fatal, HaypileError, InvalidRecord, SettingsError, Transient
@@ -33,6 +32,7 @@ from streams.rewards import Rewarder
 from streams.settings import Settings
 from streams.vllm import VllmPool
 from trainers.everyday import everyday_rows
+from trainers.gauges import show, show_served
 from trainers.launch import TERM_S
 from trainers.metrics import TrainerMetrics
 from trainers.promotion import Servers
@@ -70,6 +70,7 @@ def serve(settings: Settings, stop: threading.Event) -> None:
         except OSError as error:
             raise SettingsError(f"settings: training: cannot make the folder {folder}: {error}") from None
     if settings.trainer_metrics_port:
+        ProcessCollector(registry=metrics.registry)
         try:
             start_http_server(settings.trainer_metrics_port, registry=metrics.registry)
         except OSError as error:
@@ -242,11 +243,12 @@ class _Trainer:
         async with Servers(self._settings.serving) as servers:
             while True:
                 try:
-                    self._show_champion()
+                    await asyncio.to_thread(show, self._metrics, self._registry, self._settings.training)
                     self._metrics.reloaded.inc(await servers.reconcile(self._registry))
                     outage.worked()
                 except (HaypileError, OSError) as error:
                     outage.failed(error)
+                show_served(self._metrics, servers.serves)
                 await asyncio.sleep(self._settings.serving.reconcile_s)
 
     async def watch(self) -> None:
@@ -275,12 +277,6 @@ class _Trainer:
                 outage.worked()
             except (HaypileError, OSError) as error:
                 outage.failed(error)
-
-    def _show_champion(self) -> None:
-        version = self._registry.champion().version
-        found = re.match(r"v(\d+)-", version or "")
-        self._metrics.champion.clear()
-        self._metrics.champion.labels(str(int(found[1])) if found else "0").set(1)
 
 
 def _reward_pool(settings: Settings) -> VllmPool:

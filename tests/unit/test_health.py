@@ -198,9 +198,9 @@ async def test_the_observer_tells_of_judge_and_circuits_and_leaves_no_entry_behi
             metrics,
             client=client,
             buffers={"main": MemoryBuffer(BufferRules(10), time.time)},
-            judge=judge,
-            pools=[judge, teacher],
+            pools={"judge": judge, "teacher": teacher},
             taken=dict,
+            folders={},
         )
         started = time.time()
         task = asyncio.create_task(observer.run(stopped_within))
