@@ -87,7 +87,8 @@ up: $(READY) $(VLLM_READY)
 	@exec $(BIN)/haypile up
 
 test: $(READY) $(VLLM_READY)
-	@exec $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
+	@.ci/prometheus var/prometheus
+	exec $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder $(ARGS)
 
 lint: $(READY)
 	@echo "ruff format"; $(BIN)/ruff format --check .

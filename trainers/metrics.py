@@ -23,10 +23,16 @@ class TrainerMetrics:
             registry=registry,
         )
         self.loss = Gauge("haypile_training_loss", "Last loss of the phase in progress.", ["phase"], registry=registry)
-        self.step = Gauge("haypile_training_step", "Last step that was logged.", ["phase"], registry=registry)
+        self.step = Gauge("haypile_training_step", "Optimizer steps done in a phase.", ["phase"], registry=registry)
+        self.steps = Gauge(
+            "haypile_training_steps", "Optimizer steps that a phase will have.", ["phase"], registry=registry
+        )
+        self.learning_rate = Gauge(
+            "haypile_training_learning_rate", "Learning rate at the last step.", ["phase"], registry=registry
+        )
         self.tokens_per_second = Gauge(
             "haypile_training_tokens_per_second",
-            "Tokens trained on, by the last logged step.",
+            "Tokens of prompts and answers trained on a second, all processes together.",
             ["phase"],
             registry=registry,
         )
@@ -93,9 +99,15 @@ class TrainerMetrics:
         self.show_phase(None)
 
     def show_point(self, point: Mapping[str, float | int | str]) -> None:
-        """The last point of a learning curve (`trainers.rundir`)."""
-        shown = {"step": self.step, "loss": self.loss, "tokens_per_second": self.tokens_per_second}
-        for name, gauge in shown.items():
+        """A point of the learning curve as `RunFolder.points` has it."""
+        gauges = {
+            "loss": self.loss,
+            "step": self.step,
+            "steps": self.steps,
+            "learning_rate": self.learning_rate,
+            "tokens_per_s": self.tokens_per_second,
+        }
+        for name, gauge in gauges.items():
             if name in point:
                 gauge.labels(point["phase"]).set(float(point[name]))
 

@@ -97,7 +97,7 @@ def test_rejections_count_from_the_newest() -> None:
 def test_the_last_point_of_the_curve_is_shown() -> None:
     metrics = TrainerMetrics(CollectorRegistry())
     metrics.show_point({"phase": "sft", "step": 7, "loss": 1.25, "ts": 1})
-    metrics.show_point({"phase": "dpo", "step": 2, "loss": 0.69, "tokens_per_second": 310.5, "ts": 1})
+    metrics.show_point({"phase": "dpo", "step": 2, "loss": 0.69, "tokens_per_s": 310.5, "ts": 1})
     assert value(metrics, "haypile_training_step", phase="sft") == 7
     assert value(metrics, "haypile_training_loss", phase="sft") == 1.25
     assert value(metrics, "haypile_training_tokens_per_second", phase="sft") is None
