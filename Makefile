@@ -57,7 +57,7 @@ $(VLLM_READY): requirements-vllm.lock
 	touch $@
 	echo "  .venv-vllm is ready after $$((SECONDS - started)) s"
 
-.PHONY: help setup demo up test lint check chaos outage fuzz mutants curation gate bench bench-quick format lock clean
+.PHONY: help setup demo up test lint check chaos outage fuzz mutants curation gate bench bench-quick pages format lock clean
 
 help:
 	@echo "make setup   the two venvs (every other target does this by itself)"
@@ -74,6 +74,7 @@ help:
 	echo "make gate    does the gate reject a damaged model and promote a whole one, with a real judge? (10 minutes)"
 	echo "make bench   measures every stage against its limit and writes the table of docs/performance.md (BENCH=... for one)"
 	echo "make bench-quick  only shows that every benchmark runs"
+	echo "make pages   writes docs/metrics.md and the dashboards of deploy/grafana anew"
 	echo "make format  formats the code and applies safe lint fixes"
 	echo "make lock    resolves the lock files anew"
 	echo "make clean   removes the venvs, caches and var/"
@@ -129,6 +130,12 @@ bench: $(READY) $(VLLM_READY)
 
 bench-quick: $(READY)
 	@exec $(BIN)/python -m tests.benchmarks --quick $(BENCH)
+
+# Written from what they describe: a test fails where they are not.
+pages: $(READY)
+	@$(BIN)/python -m deploy.metrics_page > docs/metrics.md.new
+	mv docs/metrics.md.new docs/metrics.md
+	$(BIN)/python -m deploy.grafana
 
 format: $(READY)
 	@$(BIN)/ruff format .

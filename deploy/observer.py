@@ -129,9 +129,6 @@ class Observer:
         for place in self._shown - taken.keys():  # another worker's by now
             self._metrics.lag.remove(*place)
         self._shown &= taken.keys()
-        if not taken:
-            self._health.only("lag grows", [])
-            return
         try:
             lag = await self._ends.lag(taken)
         except Transient as error:

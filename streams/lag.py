@@ -23,7 +23,8 @@ class LogEnds:
     async def lag(self, taken: Mapping[tuple[str, int], int]) -> dict[tuple[str, int], int]:
         """Records of each partition that are not taken yet; `taken` has the next offset of each.
 
-        Partitions of which nothing was taken are not known here and not counted. Raises `Transient`.
+        Partitions of which nothing was taken are not known here and not counted. Raises `Transient`, also when nothing
+        was taken at all and the broker cannot be reached.
         """
         try:
             async with asyncio.timeout(PATIENCE_S):
@@ -32,6 +33,9 @@ class LogEnds:
                         bootstrap_servers=self._kafka.bootstrap, enable_auto_commit=False, request_timeout_ms=5_000
                     )
                     await self._consumer.start()
+                if not taken:  # of nothing no broker would be asked
+                    await self._consumer.topics()
+                    return {}
                 ends = await self._consumer.end_offsets([TopicPartition(*place) for place in taken])
         except (KafkaError, OSError, TimeoutError) as error:
             await self.close()

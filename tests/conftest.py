@@ -28,6 +28,7 @@ DEAREST_FIRST = (
     "test_stack",
     "test_demo_judge",
     "test_chaos",
+    "test_dashboards",
 )
 
 

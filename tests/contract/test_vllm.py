@@ -5,8 +5,10 @@ import math
 from collections.abc import AsyncIterator
 from pathlib import Path
 
+import aiohttp
 import pytest
 from aiohttp.test_utils import TestServer
+from prometheus_client.parser import text_string_to_metric_families
 
 from deploy.local.vllm import JUDGE
 from streams.errors import Fatal
@@ -34,6 +36,12 @@ async def pool(request: pytest.FixtureRequest) -> AsyncIterator[VllmPool]:
 
 async def test_the_served_names(pool: VllmPool) -> None:
     assert {"base", "teacher", "judge"} <= set(await pool.models(pool.urls[0]))
+
+
+async def test_the_queue_is_measured(pool: VllmPool) -> None:
+    async with aiohttp.ClientSession() as session, session.get(f"{pool.urls[0]}/metrics") as response:
+        names = {family.name for family in text_string_to_metric_families(await response.text())}
+    assert {"vllm:num_requests_running", "vllm:num_requests_waiting"} <= names, "what the dashboards ask for"
 
 
 async def test_ratings_come_as_logprobs_of_the_labels(pool: VllmPool) -> None:

@@ -9,8 +9,11 @@ import pytest
 import yaml
 
 from deploy.metrics_page import declared, page
+from streams.settings import KafkaSettings, Settings
+from streams.topics import topic_names
 from tests.support.prometheus import DEPLOYED, binary
 from tests.support.stack import ROOT
+from trainers.recipe import Recipe
 
 CASES = sorted((ROOT / "tests" / "prometheus").glob("*.yml"))
 RULES = [
@@ -94,6 +97,17 @@ def test_metrics_are_named_as_promised() -> None:
         assert metric.help.endswith(".")
         assert not {"id", "prompt_id", "run_id", "user_id"} & set(metric.labels)
         assert not metric.name.endswith(("_ms", "_milliseconds", "_kb", "_mb"))
+
+
+def test_the_settings_that_runbooks_name_exist() -> None:
+    text = (ROOT / "docs" / "operations.md").read_text("utf-8")
+    topics = topic_names(KafkaSettings()).all()
+    for section, name in re.findall(r"`([a-z]+)\.([a-z_]+)`", text):
+        if f"{section}.{name}" in topics:
+            continue
+        fields = Recipe.model_fields if section in Recipe.model_fields else Settings.model_fields
+        annotation: Any = fields[section].annotation
+        assert name in annotation.model_fields, f"{section}.{name}"
 
 
 def test_what_the_documents_name_exists() -> None:

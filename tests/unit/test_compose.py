@@ -16,9 +16,8 @@ OURS = [name for name, service in COMPOSE["services"].items() if "HAYPILE_KAFKA_
 
 
 def test_the_parts_are_all_there() -> None:
-    assert {"kafka", "redis", "judge", "policy", "worker", "answerer", "trigger", "trainer", "prometheus"} == set(
-        COMPOSE["services"]
-    )
+    parts = {"kafka", "redis", "judge", "policy", "worker", "answerer", "trigger", "trainer", "prometheus", "grafana"}
+    assert parts == set(COMPOSE["services"])
     assert len(OURS) == 4
 
 
@@ -48,6 +47,10 @@ def test_the_files_it_names_are_there() -> None:
     copied = re.findall(r"^COPY (.+) \S+$", (ROOT / "deploy/docker/Dockerfile").read_text("utf-8"), re.MULTILINE)
     for path in " ".join(copied).split():
         assert (ROOT / path).exists(), path
+    for service in COMPOSE["services"].values():
+        for volume in service.get("volumes", []):
+            source = volume.split(":")[0]
+            assert (ROOT / source).exists() if source.startswith(".") else source in COMPOSE["volumes"]
     scrape = yaml.safe_load((ROOT / "deploy/prometheus/prometheus.yml").read_text("utf-8"))
     for job in scrape["scrape_configs"]:
         for group in job.get("static_configs", []):

@@ -2,7 +2,7 @@
 
 import asyncio
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Mapping
 
 import pytest
 from aiohttp.test_utils import TestServer
@@ -17,12 +17,20 @@ from streams.buffer.base import BufferRules
 from streams.buffer.memory import MemoryBuffer
 from streams.errors import Transient
 from streams.health import KEEP_S, SILENT_S, STALE_S, Degraded, Health, HealthStore, ProcessHealth
+from streams.lag import LogEnds
 from streams.metrics import Metrics
 from streams.redis_client import connect
 from streams.retry import OutageLog
 from streams.settings import RedisSettings, Settings
 from streams.vllm import VllmPool
 from tests.support.fake_vllm import FakeVllm
+
+
+class Ends(LogEnds):
+    """A broker that is there."""
+
+    async def lag(self, taken: Mapping[tuple[str, int], int]) -> dict[tuple[str, int], int]:
+        return {}
 
 
 class Clock:
@@ -201,6 +209,7 @@ async def test_the_observer_tells_of_judge_and_circuits_and_leaves_no_entry_behi
             pools={"judge": judge, "teacher": teacher},
             taken=dict,
             folders={},
+            ends=Ends(settings.kafka),
         )
         started = time.time()
         task = asyncio.create_task(observer.run(stopped_within))

@@ -4,22 +4,28 @@ import asyncio
 from collections.abc import Mapping
 from pathlib import Path
 
+import pytest
 from prometheus_client import CollectorRegistry
 
 from deploy.observer import Observer
 from streams.buffer.base import BufferRules, Offer
 from streams.buffer.memory import MemoryBuffer
+from streams.errors import Transient
 from streams.lag import LogEnds
 from streams.metrics import Metrics
 from streams.redis_client import connect
-from streams.settings import Settings
+from streams.settings import KafkaSettings, Settings
 from tests.support.training import scored
 
 
 class Ends(LogEnds):
-    """Every partition ends at 10."""
+    """Every partition ends at 10, as long as the broker can be reached."""
+
+    away = False
 
     async def lag(self, taken: Mapping[tuple[str, int], int]) -> dict[tuple[str, int], int]:
+        if self.away:
+            raise Transient("no broker")
         return {place: 10 - offset for place, offset in taken.items()}
 
 
@@ -30,6 +36,7 @@ class Bench:
         self.client = connect(settings.redis)
         self.buffer = MemoryBuffer(BufferRules(2), lambda: 1234.5)
         self.taken: dict[tuple[str, int], int] = {}
+        self.ends = Ends(settings.kafka)
         self.observer = Observer(
             settings,
             self.metrics,
@@ -38,7 +45,7 @@ class Bench:
             pools={},
             taken=lambda: self.taken,
             folders={"snapshots": folder / "not" / "made" / "yet"},
-            ends=Ends(settings.kafka),
+            ends=self.ends,
         )
 
     async def look(self) -> None:
@@ -88,3 +95,24 @@ def test_gauges_follow_what_they_show(redis_url: str, namespace: str, tmp_path: 
         await bench.client.aclose()
 
     asyncio.run(body())
+
+
+def test_a_worker_without_partitions_knows_too_that_kafka_is_away(
+    redis_url: str, namespace: str, tmp_path: Path
+) -> None:
+    async def body() -> None:
+        bench = Bench(redis_url, namespace, tmp_path)
+        for away in (False, True, False):
+            bench.ends.away = away
+            await bench.look()
+            assert bench.value("haypile_dependency_up", dependency="kafka") == (not away)
+        await bench.client.aclose()
+
+    asyncio.run(body())
+
+
+async def test_without_partitions_the_broker_is_asked_all_the_same() -> None:
+    ends = LogEnds(KafkaSettings(bootstrap="127.0.0.1:1"))
+    with pytest.raises(Transient, match=r"127\.0\.0\.1:1"):
+        await ends.lag({})
+    await ends.close()

@@ -1,0 +1,1 @@
+"""Three dashboards for Grafana, written with its own builders: `python -m deploy.grafana` makes dashboards/*.json."""
