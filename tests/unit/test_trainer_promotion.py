@@ -125,7 +125,20 @@ async def test_the_reconciler_puts_right_what_it_can_reach(cluster: Cluster) -> 
     async with Servers(cluster.serving) as servers:
         with pytest.raises(Transient, match="not reachable"):
             await servers.reconcile(cluster.registry)
+        assert [servers.serves[url] for url in cluster.serving.urls] == [False, True]
     assert cluster.loaded()[1] == {cluster.name(0)}
+
+
+async def test_a_server_that_refuses_the_champion_does_not_serve_it(cluster: Cluster) -> None:
+    await promote(cluster.serving, cluster.registry, cluster.versions[0], reason="gate", by="test")
+    async with Servers(cluster.serving) as servers:
+        await servers.reconcile(cluster.registry)
+        assert [servers.serves[url] for url in cluster.serving.urls] == [True, True]
+        cluster.fakes[0].adapters.clear()
+        cluster.fakes[0].fault("400", 1)
+        with pytest.raises(Transient, match="made to fail"):
+            await servers.reconcile(cluster.registry)
+        assert [servers.serves[url] for url in cluster.serving.urls] == [False, True]
 
 
 async def test_two_promotions_at_once_leave_one_champion_that_is_served(cluster: Cluster) -> None:
