@@ -4,6 +4,7 @@ from collections.abc import Mapping
 
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
+from streams.health import Health
 from streams.metrics import DiskMetrics
 from streams.records import Phase
 
@@ -93,6 +94,13 @@ class TrainerMetrics:
             registry=registry,
         )
         self.disk = DiskMetrics(registry)
+        self.degraded_since = Gauge(
+            "haypile_degraded_since_seconds",
+            "Unix time since which something is degraded; absent while it is well.",
+            ["what"],
+            registry=registry,
+        )
+        self.health = Health(self.degraded_since)
         for outcome in FINAL:  # an increase can only be seen of what was there before
             self.runs.labels(outcome)
             self.last_run.labels(outcome)

@@ -13,6 +13,7 @@ from kafka.errors import KafkaError
 from kafka.structs import OffsetAndMetadata
 
 from streams.errors import Transient
+from streams.health import Health
 from streams.records import DeadLetter, TrainEvent, TrainRequest, decode, encode
 from streams.retry import OutageLog
 from streams.settings import Settings
@@ -47,7 +48,7 @@ class Requests:
     broker has lost a leader would keep every trainer from its work.
     """
 
-    def __init__(self, settings: Settings, stop: threading.Event) -> None:
+    def __init__(self, settings: Settings, stop: threading.Event, health: Health) -> None:
         self._kafka = settings.kafka
         self._group = settings.training.group
         self._topics = topic_names(settings.kafka)
@@ -55,7 +56,7 @@ class Requests:
         self._current: _Current | None = None
         self._producer: Any = None
         self._lock = threading.Lock()
-        self._outage = OutageLog("train.requests", time.monotonic)
+        self._outage = OutageLog("train.requests", time.monotonic, health)
 
     def consume(self, start: Start, check: Callable[[], None]) -> None:
         """Until `stop`: hand each request to `start` and commit it when the future it returns is done.

@@ -75,7 +75,7 @@ def serve(settings: Settings, stop: threading.Event) -> None:
             start_http_server(settings.trainer_metrics_port, registry=metrics.registry)
         except OSError as error:
             raise Fatal(f"cannot serve metrics on port {settings.trainer_metrics_port}: {error}") from None
-    requests = Requests(settings, stop)
+    requests = Requests(settings, stop, metrics.health)
     with _Loop() as loop:
         trainer = _Trainer(settings, recipe, metrics, requests)
         loop.start(trainer.open()).result()
@@ -159,18 +159,21 @@ class _Trainer:
 
     async def do(self, request: TrainRequest) -> None:
         """Bring a request to its end, under the lease; waits out outages and another trainer."""
-        outage = OutageLog("trainer", time.monotonic)
+        outage = OutageLog("trainer", time.monotonic, self._metrics.health)
         waiting = OutageLog("trainer: lease", time.monotonic)
         while True:
             if await patiently(self._lease.hold, outage.failed) is None:
+                outage.worked()
                 waiting.failed(Transient("another trainer holds it"))
                 await asyncio.sleep(1)
                 continue
             waiting.worked()
             try:
                 await self._under_lease(request)
+                outage.worked()
                 return
             except (InvalidRecord, Fatal) as error:
+                outage.worked()
                 await self._refuse(request, error)
                 return
             except LeaseLost as error:
@@ -239,7 +242,7 @@ class _Trainer:
 
     async def reconcile(self) -> None:
         """For ever: the champion is on every server, and the metric says which it is. Ends only by a defect."""
-        outage = OutageLog("reconciler", time.monotonic)
+        outage = OutageLog("reconciler", time.monotonic, self._metrics.health)
         async with Servers(self._settings.serving) as servers:
             while True:
                 try:

@@ -19,6 +19,8 @@ from typing import Any
 import pytest
 from kafka import KafkaConsumer, KafkaProducer, TopicPartition
 
+from deploy.degraded import from_metrics
+from deploy.local.processes import free_port
 from streams.records import TrainRequest, encode
 from tests.support import fake_training
 from tests.support.cluster import publish
@@ -258,9 +260,14 @@ def test_a_wrong_recipe_ends_the_trainer_with_one_line(bench: Bench) -> None:
 
 
 def test_without_kafka_and_redis_it_says_so_and_waits(bench: Bench) -> None:
+    port = free_port()
     bench.environ |= {"HAYPILE_KAFKA__BOOTSTRAP": "127.0.0.1:1", "HAYPILE_REDIS__URL": "redis://127.0.0.1:1/0"}
+    bench.environ |= {"HAYPILE_TRAINER_METRICS_PORT": str(port)}
     trainer = bench.start()
     wait_for("the warning", lambda: "Kafka at 127.0.0.1:1" in trainer.text(), 60)
+    [entry] = from_metrics(port)
+    assert entry.what == "train.requests waits"
+    assert entry.since is not None and time.time() - 60 < entry.since <= time.time()
     assert trainer.popen.poll() is None
     assert trainer.terminate(20) == 0
     assert "Traceback" not in trainer.text()
