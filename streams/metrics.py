@@ -3,6 +3,7 @@
 `Metrics(registry)` is made once a process and handed to the parts; nothing registers at import.
 """
 
+import math
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -162,7 +163,9 @@ class Metrics:
 
         # The judge on prompts of known difficulty
         self.anchor_spearman = Gauge(
-            "haypile_judge_anchor_spearman", "Spearman of the anchors' ratings and labels.", registry=registry
+            "haypile_judge_anchor_spearman",
+            "Spearman of the anchors' ratings and labels; NaN until it is measured, like the next two.",
+            registry=registry,
         )
         self.anchor_mean = Gauge("haypile_judge_anchor_mean", "Mean rating of the anchors, 1..9.", registry=registry)
         self.anchor_drift = Gauge(
@@ -170,6 +173,8 @@ class Metrics:
             "Mean distance of the anchors' ratings to the judge's own first ones, in points.",
             registry=registry,
         )
+        for unmeasured in (self.anchor_spearman, self.anchor_mean, self.anchor_drift):
+            unmeasured.set(math.nan)  # 0 would be a bad judge
         self.anchor_alarm = Gauge(
             "haypile_judge_anchor_alarm", "1 where the drift is over judge.max_anchor_drift.", registry=registry
         )

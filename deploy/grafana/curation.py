@@ -135,11 +135,12 @@ def _buffer() -> list[Panel]:
             "Half a point each.",
             {"{{difficulty}}": "max by (difficulty) (haypile_buffer_difficulty_members)"},
             "short",
+            by_label=True,
         ),
         bars(
             "Members by category",
             "One category holds at most buffer.category_share of the capacity.",
-            {"{{category}}": "max by (category) (haypile_buffer_category_members)"},
+            {"{{category}}": "sort_desc(max by (category) (haypile_buffer_category_members))"},
             "short",
         ),
         lines(

@@ -45,6 +45,7 @@ Bounds = Sequence[tuple[float | None, str]]
 
 
 def _targets(queries: Queries, *, instant: bool = False) -> list[Builder[Dataquery]]:
+    # The answer to an instant query keeps the order of `sort` and `topk`; one over time comes in the order of labels.
     targets: list[Builder[Dataquery]] = []
     for number, (legend, expr) in enumerate(queries.items()):
         query = prometheus.Dataquery().expr(expr).legend_format(legend).ref_id(chr(ord("A") + number))
@@ -121,14 +122,16 @@ def lines(
     return panel
 
 
-def bars(title: str, about: str, queries: Queries, unit: str, *, bounds: Bounds = ((None, BLUE),)) -> bargauge.Panel:
-    """The values of now, a bar each."""
+def bars(
+    title: str, about: str, queries: Queries, unit: str, *, by_label: bool = False, bounds: Bounds = ((None, BLUE),)
+) -> bargauge.Panel:
+    """The values of now, a bar each, in the order of the query, or in that of their labels."""
     return (
         bargauge.Panel()
         .title(title)
         .description(about)
         .datasource(SOURCE)
-        .targets(_targets(queries, instant=True))
+        .targets(_targets(queries, instant=not by_label))
         .unit(unit)
         .min(0)
         .thresholds(_thresholds(bounds))

@@ -74,6 +74,8 @@ def prometheus(
         "HAYPILE_REDIS__URL": redis_url,
         "HAYPILE_REDIS__NAMESPACE": topics.kafka.topic_prefix.rstrip("."),
         "HAYPILE_JUDGE__URLS": json.dumps([judge, f"http://127.0.0.1:{free_port()}"]),
+        "HAYPILE_JUDGE__ANCHORS": "9",
+        "HAYPILE_JUDGE__MIN_ANCHOR_SPEARMAN": "null",  # it rates by a hash
         "HAYPILE_INGEST__EVAL_SHARE": "0.1",
         "HAYPILE_BUFFER__CAPACITY": str(CAPACITY),
         "HAYPILE_BUFFER__CATEGORY_SHARE": "1",
