@@ -78,7 +78,10 @@ def _decision() -> list[Panel]:
         lines(
             "New members",
             "Admitted since the last run's snapshot: a reason to train at trigger.min_new.",
-            {"new members": 'max(haypile_trigger_value{condition="new_members"})'},
+            {
+                "new members": 'max(haypile_trigger_value{condition="new_members"})',
+                "bound": 'max(haypile_trigger_bound{condition="new_members"})',
+            },
             "short",
         ),
         lines(
