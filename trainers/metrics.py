@@ -1,10 +1,13 @@
 """Metrics of the trainer, on the registry that is handed in. The workers' are in `streams.metrics`."""
 
+from collections.abc import Mapping
+
 from prometheus_client import CollectorRegistry, Counter, Gauge
 
 from streams.records import Phase
 
 PHASES: tuple[Phase, ...] = ("queued", "sft", "dpo", "gate", "promote")
+ROW_SETS = ("prompts", "sft_rows", "dpo_pairs", "validation_rows", "replayed")
 
 
 class TrainerMetrics:
@@ -19,6 +22,31 @@ class TrainerMetrics:
             registry=registry,
         )
         self.loss = Gauge("haypile_training_loss", "Last loss of the phase in progress.", ["phase"], registry=registry)
+        self.step = Gauge("haypile_training_step", "Optimizer steps done in a phase.", ["phase"], registry=registry)
+        self.steps = Gauge(
+            "haypile_training_steps", "Optimizer steps that a phase will have.", ["phase"], registry=registry
+        )
+        self.learning_rate = Gauge(
+            "haypile_training_learning_rate", "Learning rate at the last step.", ["phase"], registry=registry
+        )
+        self.tokens_per_second = Gauge(
+            "haypile_training_tokens_per_second",
+            "Tokens of prompts and answers trained on a second, all processes together.",
+            ["phase"],
+            registry=registry,
+        )
+        self.rows = Gauge(
+            "haypile_training_rows",
+            "Rows of the run in progress or the last one: prompts, sft_rows, dpo_pairs, validation_rows, replayed.",
+            ["set"],
+            registry=registry,
+        )
+        self.left_out = Gauge(
+            "haypile_training_rows_left_out",
+            "Rows of that run that were left out, by reason (sft_too_long, held_out, …).",
+            ["reason"],
+            registry=registry,
+        )
         self.runs = Counter("haypile_training_runs", "Runs that ended, by outcome.", ["outcome"], registry=registry)
         self.last_success = Gauge(
             "haypile_training_last_success_timestamp_seconds",
@@ -56,7 +84,35 @@ class TrainerMetrics:
             ["kind"],
             registry=registry,
         )
+        self._reasons: set[str] = set()
         self.show_phase(None)
+
+    def show_point(self, point: Mapping[str, float | int | str]) -> None:
+        """A point of the learning curve as `RunFolder.points` has it."""
+        gauges = {
+            "loss": self.loss,
+            "step": self.step,
+            "steps": self.steps,
+            "learning_rate": self.learning_rate,
+            "tokens_per_s": self.tokens_per_second,
+        }
+        for name, gauge in gauges.items():
+            if name in point:
+                gauge.labels(point["phase"]).set(float(point[name]))
+
+    def show_rows(self, metrics: Mapping[str, float | int | str | bool | None]) -> None:
+        """The counts of a training set among a run's metrics; nothing before it is made."""
+        if "sft_rows" not in metrics:
+            return
+        for name in ROW_SETS:
+            self.rows.labels(name).set(float(metrics.get(name) or 0))
+        prefix = "left_out_"
+        reasons = {k.removeprefix(prefix): float(v or 0) for k, v in metrics.items() if k.startswith(prefix)}
+        for reason in self._reasons - reasons.keys():  # of the run before
+            self.left_out.remove(reason)
+        for reason, count in reasons.items():
+            self.left_out.labels(reason).set(count)
+        self._reasons = set(reasons)
 
     def show_phase(self, current: Phase | None) -> None:
         """One phase is 1, the others are 0."""

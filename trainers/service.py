@@ -38,6 +38,7 @@ from trainers.metrics import TrainerMetrics
 from trainers.promotion import Servers
 from trainers.recipe import Recipe, load_recipe
 from trainers.registry import Registry
+from trainers.reporting import check as check_reporting
 from trainers.requests import Requests
 from trainers.retention import prune
 from trainers.rundir import RunFolder, write_atomic
@@ -63,6 +64,7 @@ def serve(settings: Settings, stop: threading.Event) -> None:
     everyday_rows(
         settings.training.everyday
     )  # the gate reads it after hours of training: say now what is wrong with it
+    check_reporting(recipe)
     metrics = TrainerMetrics(CollectorRegistry())
     for folder in (settings.training.work_dir, settings.training.registry):
         try:

@@ -145,6 +145,22 @@ def test_requests_become_champions_one_after_the_other(bench: Bench) -> None:
     assert trainer.terminate(15) == 0
 
 
+def test_a_run_without_memory_fails_with_its_reason_and_the_trainer_goes_on(bench: Bench) -> None:
+    trainer = bench.start("oom a")
+    bench.request("a")
+    bench.request("b")
+    bench.wait_for("b", "done")
+    [reason] = [
+        e["metrics"]["reason"]
+        for e in bench.topics.json(bench.topics.names.events)
+        if (e["run_id"], e["phase"]) == ("a", "failed")
+    ]
+    assert reason == "out_of_memory: lower batch_size"
+    assert bench.registry.champion().version == "v0001-b"
+    wait_for("the commits", lambda: bench.committed() == 2, 30)
+    assert trainer.terminate(15) == 0
+
+
 def test_a_stale_request_is_refused(bench: Bench) -> None:
     now = int(time.time() * 1000)
     bench.request("new", fencing=7, requested_at=now)
