@@ -2,16 +2,36 @@
 
 import asyncio
 import contextlib
+import importlib.util
 import os
 import signal
 import sys
 from pathlib import Path
 
+import yaml
+
+from streams.errors import SettingsError
 from trainers.recipe import Recipe
 from trainers.rundir import RunFolder
 
 TERM_S = 5.0
 """After SIGTERM the process group gets this long; training has nothing to save that a checkpoint does not hold."""
+
+
+def check(recipe: Recipe) -> None:
+    """Raises `SettingsError` for a launch file that cannot be read or that needs a package which is not installed."""
+    if recipe.launch.num_processes == 1:
+        return
+    file = recipe.launch.config_file()
+    try:
+        content = yaml.safe_load(file.read_text(encoding="utf-8"))
+    except (OSError, UnicodeDecodeError, yaml.YAMLError) as error:
+        raise SettingsError(f"recipe: launch.config: cannot read {file}: {' '.join(str(error).split())}") from None
+    kind = content.get("distributed_type") if isinstance(content, dict) else None
+    if kind is None:
+        raise SettingsError(f"recipe: launch.config: {file} is no file of accelerate: it has no distributed_type")
+    if kind == "DEEPSPEED" and importlib.util.find_spec("deepspeed") is None:
+        raise SettingsError("recipe: launch.config: deepspeed is not installed: pip install deepspeed")
 
 
 def command(folder: Path, recipe: Recipe, machine_rank: int = 0) -> list[str]:

@@ -25,7 +25,7 @@ class _Section(BaseModel):
 class RipRecipe(_Section):
     """What `data.pairing: rip` keeps (RIP, arXiv 2501.18578): a poor or short rejected answer, or a wide gap, is the
     mark of a poor prompt. A bound is a value, or where that is null a quantile over the pairs of the set, replay
-    included. The paper kept 4,500 of 20,000 prompts; the halves here are ours, and keep an eighth to a half."""
+    included. The paper kept 4,500 of 20,000 prompts; the halves here are ours, and keep half of the pairs at most."""
 
     min_rejected: float | None = None
     """Least reward of the rejected answer; null: the quantile decides."""

@@ -34,6 +34,7 @@ from streams.settings import Settings
 from streams.vllm import VllmPool
 from trainers.everyday import everyday_rows
 from trainers.launch import TERM_S
+from trainers.launch import check as check_launch
 from trainers.metrics import TrainerMetrics
 from trainers.promotion import Servers
 from trainers.recipe import Recipe, load_recipe
@@ -65,6 +66,7 @@ def serve(settings: Settings, stop: threading.Event) -> None:
         settings.training.everyday
     )  # the gate reads it after hours of training: say now what is wrong with it
     check_reporting(recipe)
+    check_launch(recipe)
     metrics = TrainerMetrics(CollectorRegistry())
     for folder in (settings.training.work_dir, settings.training.registry):
         try:

@@ -7,8 +7,10 @@ from typing import Any
 
 import pytest
 
+from streams.errors import SettingsError
 from tests.support.training import quick_recipe
-from trainers.launch import command, environment
+from trainers import reporting
+from trainers.launch import check, command, environment
 from trainers.recipe import LAUNCH_FOLDER, Recipe
 
 
@@ -62,6 +64,28 @@ def test_a_file_of_ones_own_is_taken_as_it_is(tmp_path: Path) -> None:
     own = tmp_path / "own.yaml"
     own.write_text((LAUNCH_FOLDER / "fsdp.yaml").read_text().replace("offload_params: false", "offload_params: true"))
     assert accelerates_reading(recipe("auto", num_processes=2, config=str(own))).fsdp_offload_params is True
+
+
+def test_what_a_launch_needs_is_asked_for_before_the_first_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    check(recipe("auto", num_processes=2))
+    check(recipe("auto", config="nothing-that-one-process-needs.yaml"))
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(SettingsError, match=r"launch\.config: deepspeed is not installed: pip install deepspeed"):
+        check(recipe("auto", num_processes=2, config="deepspeed"))
+    own = tmp_path / "own.yaml"
+    for content, says in (("[", "cannot read"), ("a: 1", "has no distributed_type"), ("", "has no distributed_type")):
+        own.write_text(content)
+        with pytest.raises(SettingsError, match=says):
+            check(recipe("auto", num_processes=2, config=str(own)))
+
+
+@pytest.mark.parametrize("tool", ["mlflow", "wandb", "tensorboard"])
+def test_a_curve_cannot_go_to_a_tool_that_is_not_installed(monkeypatch: pytest.MonkeyPatch, tool: str) -> None:
+    asked = Recipe.model_validate(quick_recipe().model_dump() | {"report_to": [tool]})
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    reporting.check(quick_recipe())
+    with pytest.raises(SettingsError, match=f"report_to: {tool} is not installed: pip install {tool}"):
+        reporting.check(asked)
 
 
 @pytest.mark.parametrize(
