@@ -182,7 +182,8 @@ class LaunchRecipe(_Section):
     """How many processes train a run, and how they share the model (`accelerate launch`)."""
 
     num_processes: int = Field(1, ge=1)
-    """All machines together, one a GPU. 1: plain python, nothing is launched."""
+    """All machines together, one a GPU. 1: plain python, nothing is launched. Each trains on its share of the rows; the
+    last step of an epoch is filled up with rows from the epoch's beginning (accelerate's `even_batches`)."""
     num_machines: int = Field(1, ge=1)
     """The trainer service is the first; each other one runs `haypile trainer --join RANK` (1, 2, …). All see the same
     files under `training.work_dir`, the registry and the snapshots."""

@@ -78,7 +78,9 @@ class Bench:
         producer.close()
 
     def phases(self, run_id: str) -> list[str]:
-        return [e["phase"] for e in self.topics.json(self.topics.names.events) if e["run_id"] == run_id]
+        """Without the points of learning curves."""
+        events = [e for e in self.topics.json(self.topics.names.events) if e["run_id"] == run_id]
+        return [e["phase"] for e in events if "step" not in e["metrics"]]
 
     def wait_for(self, run_id: str, phase: str) -> None:
         try:

@@ -133,21 +133,21 @@ def tensorboard(folder: Path, tag: str) -> list[tuple[int, float]]:
     return found
 
 
-KILLS = 3
+KILLS, SEED = 4, 5
+"""The seed draws both phases and three of the moments; `SEED` of one's own shows another four."""
 MOMENTS = ("on_step_begin", "on_step_end", "on_log", "on_save")
 """`on_save`: the checkpoint is written and not yet marked as complete."""
 
 
-@pytest.mark.parametrize("seed", [1, 2])
 def test_a_run_killed_at_any_step_ends_with_the_same_loss(
-    tmp_path: Path, tiny: Path, snapshots: list[str], whole: RunFolder, seed: int
+    tmp_path: Path, tiny: Path, snapshots: list[str], whole: RunFolder
 ) -> None:
     """SIGKILL at steps and moments that a seed draws, one after the other in one run; the last attempt is left alone.
 
     Same loss: within a ten-thousandth. (The sums are the same in the same order; what a checkpoint rounds is nothing.)
     """
-    draw = random.Random(seed)
-    steps = sorted(draw.sample([(name, step) for name in ("dpo", "sft") for step in range(1, 6)], KILLS))
+    draw = random.Random(SEED)
+    steps = draw.sample([(name, step) for name in ("dpo", "sft") for step in range(1, 6)], KILLS)
     kills = [(name, step, draw.choice(MOMENTS)) for name, step in sorted(steps, key=lambda s: (s[0] == "dpo", s[1]))]
     killed = run_folder(tmp_path / "killed", snapshots[0], tiny, quick_recipe())
     died = 0
@@ -312,9 +312,7 @@ async def test_two_machines_train_one_run(
     monkeypatch.setattr(launch, "command", counted)
     monkeypatch.setattr(join, "LOOK_S", 0.2)
     machines = {"num_processes": 2, "num_machines": 2, "main_address": f"127.0.0.1:{free_port()}"}
-    content = quick_recipe(
-        sft={"max_steps": None, "epochs": 1, "batch_size": 4, "save_steps": 4}, dpo={"max_steps": 2}
-    ).model_dump()
+    content = quick_recipe(sft={"max_steps": None, "epochs": 1, "save_steps": 10}, dpo={"max_steps": 2}).model_dump()
     recipe = Recipe.model_validate(content | {"launch": machines, "data": content["data"] | {"replay_share": 0}})
     folder = run_folder(tmp_path / "runs" / "two", snapshots[0], tiny, recipe)
     stop = asyncio.Event()
@@ -335,7 +333,7 @@ async def test_two_machines_train_one_run(
     points = [(p["phase"], p["step"]) for p in (json.loads(line) for line in folder.curve.read_text().splitlines())]
     assert len(points) == len({*points}) + 2, "one process writes; only a last step has two losses"
     metrics = folder.progress().metrics
-    assert metrics["sft_steps"] == 6 and metrics["sft_loss_after"] < metrics["sft_loss_before"] - 0.1
+    assert metrics["sft_steps"] == 11 and metrics["sft_loss_after"] < metrics["sft_loss_before"] - 0.1
 
     registry = Registry(tmp_path / "registry")
     facts: dict[str, Any] = {"run_id": "two", "snapshot": "s", "base_model": "m", "parent": None, "judge": None}
