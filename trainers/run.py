@@ -190,7 +190,7 @@ def prepare(plan: Plan, tokenizer: Any) -> TrainingSet:
     """Read the snapshots of the plan and make the training set."""
     from jinja2 import TemplateError
 
-    from streams.snapshots import SnapshotSplit, read_rows
+    from streams.snapshots import read_rows
 
     def length(turns: Turns) -> int | None:
         try:
@@ -198,19 +198,16 @@ def prepare(plan: Plan, tokenizer: Any) -> TrainingSet:
         except TemplateError:
             return None
 
-    def of_former(snapshot: str, split: SnapshotSplit) -> list[Row]:
-        try:
-            return list(read_rows(snapshot, split))
-        except HaypileError as error:  # an old snapshot may have been tidied away: no reason to fail
-            log.warning("nothing from %s of %s: %s", split, snapshot, error)
-            return []
-
     rows: list[Row] = list(read_rows(plan.snapshot, "train"))
     held_out = {str(row["prompt_id"]) for row in read_rows(plan.snapshot, "eval")}
-    for snapshot in dict.fromkeys([*plan.held_out_snapshots, *plan.earlier_snapshots]):
-        held_out |= {str(row["prompt_id"]) for row in of_former(snapshot, "eval")}
     replayed = plan.earlier_snapshots if plan.recipe.data.replay_share > 0 else []
-    earlier = [row for snapshot in replayed for row in of_former(snapshot, "train")]
+    earlier: list[Row] = []
+    for snapshot in dict.fromkeys([*plan.held_out_snapshots, *replayed]):
+        try:
+            held_out |= {str(row["prompt_id"]) for row in read_rows(snapshot, "eval")}
+            earlier += read_rows(snapshot, "train") if snapshot in replayed else []
+        except HaypileError as error:  # an old snapshot may have been tidied away: no reason to fail
+            log.warning("nothing from %s: %s", snapshot, error)
     return build(
         rows,
         plan.recipe.data,
