@@ -10,7 +10,7 @@ sending and the note of it; `train.events` is keyed by run).
 import asyncio
 import logging
 import time
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,7 @@ from trainers.everyday import everyday_rows
 from trainers.gate import Pairs, Rewards, evaluate
 from trainers.gate_page import page
 from trainers.launch import TrainingProcess
+from trainers.lineage import learned_from
 from trainers.metrics import TrainerMetrics
 from trainers.promotion import Servers, adapter_name, move, served_name
 from trainers.recipe import Recipe
@@ -362,12 +363,6 @@ class _Run:
         event = TrainEvent(run_id=self.request.run_id, phase=phase, metrics=metrics, ts=int(time.time() * 1000))
         outage = OutageLog("train.events", time.monotonic)
         await patiently(lambda: self._publish(event), outage.failed)
-
-
-def learned_from(lineage: Sequence[Manifest]) -> list[str]:
-    """The snapshots that a version has learned from, its own and by replay or through its parents; newest first."""
-    found = [s for m in lineage for s in (m.snapshot, *m.metrics.get("earlier_snapshots", []))]
-    return list(dict.fromkeys(found))
 
 
 def base_name(base_model: str) -> str:
