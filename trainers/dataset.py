@@ -1,16 +1,18 @@
 """From the rows of a snapshot to the rows of SFT and DPO. Pure: lengths come in as a function, nothing is read here.
 
-A prompt gives one SFT row (its best-rewarded answer) and one DPO pair (best against worst), PiKa's construction
-(arXiv 2510.06670). Rows are TRL's conversational prompt-completion and preference formats, so that TRL applies the chat
-template and the loss is on the answer only. What is left out is counted by reason: nothing disappears silently.
+A prompt gives one SFT row (its best-rewarded answer) and one DPO pair (by the rules of `trainers.pairing`), PiKa's
+construction (arXiv 2510.06670). Rows are TRL's conversational prompt-completion and preference formats, so that TRL
+applies the chat template and the loss is on the answer only. What is left out is counted by reason: nothing disappears
+silently.
 """
 
 import hashlib
 from collections import Counter
-from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import Callable, Collection, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
+from trainers.pairing import PairFacts, best_and_other, is_clear, rip_refusals
 from trainers.recipe import DataRecipe
 
 Row = Mapping[str, Any]
@@ -36,21 +38,9 @@ class TrainingSet:
     replayed: int = 0
     """Prompts taken from earlier snapshots."""
     left_out: Counter[str] = field(default_factory=Counter)
-    """Reason → rows: `held_out`, `repeated`, `over_max_rows`, `no_answer`, `template` (the chat template refuses the
-    conversation); of one phase only: `low_reward`, `sft_too_long`, `small_margin`, `dpo_too_long`."""
-
-
-def best_and_other(candidates: Iterable[Mapping[str, Any]], pairing: str) -> tuple[Row, Row | None] | None:
-    """The best-rewarded answer and the one it is paired with; None without an answer that has text.
-
-    Ties keep the order of the candidates. The pair is None when there is only one answer, or the two texts are equal.
-    """
-    answers = [c for c in candidates if str(c["text"]).strip()]
-    if not answers:
-        return None
-    ranked = sorted(answers, key=lambda c: -float(c["reward"]))
-    other = ranked[-1] if pairing == "max_min" else ranked[len(ranked) // 2]
-    return ranked[0], None if other["text"] == ranked[0]["text"] else other
+    """Reason → rows: `forgotten`, `held_out`, `repeated`, `over_max_rows`, `no_answer`, `template` (the chat template
+    refuses the conversation); of one phase only: `low_reward`, `sft_too_long`, `small_margin`, `dpo_too_long`,
+    `rip_rejected`, `rip_short`, `rip_gap`."""
 
 
 def order(seed: int, key: str) -> bytes:
@@ -59,10 +49,10 @@ def order(seed: int, key: str) -> bytes:
 
 
 def draw_replay(
-    earlier: Sequence[Row], current: Collection[str], count: int, seed: int, banned: Collection[str]
+    earlier: Sequence[Row], current: Collection[str], count: int, seed: int, never: Collection[str]
 ) -> list[Row]:
-    """At most `count` rows of earlier snapshots whose prompts are neither in the current one nor held out."""
-    seen = set(current) | set(banned)
+    """At most `count` rows of earlier snapshots whose prompts are neither in the current one nor in `never`."""
+    seen = set(current) | set(never)
     drawn: list[Row] = []
     for row in sorted(earlier, key=lambda row: order(seed, row["prompt_id"])):
         if len(drawn) == count:
@@ -88,17 +78,26 @@ def build(
     seed: int,
     held_out: Collection[str] = (),
     earlier: Sequence[Row] = (),
+    banned: Collection[str] = (),
+    banned_users: Collection[str] = (),
 ) -> TrainingSet:
     """The training set of a snapshot.
 
-    `held_out` are the prompt ids of evaluation: never trained on, also when they come back in `earlier` (rows of former
-    snapshots, for replay). Hardest prompts first where `max_rows` bounds them.
+    `held_out` are the prompt ids of evaluation, `banned` ids (of prompts or of records) and `banned_users` users
+    that are to be forgotten: never trained on, also when they come back in `earlier` (rows of former snapshots, for
+    replay). A prompt that a forgotten user sent is out altogether, also where another user sent the same text. Hardest
+    prompts first where `max_rows` bounds them.
     """
     out = TrainingSet(prompts=len(rows))
+    forgotten = {
+        str(row["prompt_id"])
+        for row in [*rows, *earlier]
+        if _is_forgotten(row, frozenset(banned), frozenset(banned_users))
+    }
     chosen: list[Row] = []
     seen: set[str] = set()
     for row in sorted(rows, key=lambda row: (-float(row["difficulty"]), str(row["prompt_id"]))):
-        reason = _refusal(row, seen, held_out)
+        reason = _refusal(row, seen, held_out, forgotten)
         if reason is None and recipe.max_rows is not None and len(chosen) == recipe.max_rows:
             reason = "over_max_rows"
         if reason:
@@ -106,16 +105,37 @@ def build(
             continue
         seen.add(row["prompt_id"])
         chosen.append(row)
-    replay = draw_replay(earlier, seen, replay_count(len(chosen), recipe.replay_share), seed, held_out)
+    wanted = replay_count(len(chosen), recipe.replay_share)
+    replay = draw_replay(earlier, seen, wanted, seed, {*held_out, *forgotten})
     out.replayed = len(replay)
     validation = _validation_ids(chosen, recipe.validation_rows, seed)
+    pairs: list[_Pair] = []
     for row in [*chosen, *replay]:
         is_validation = row["prompt_id"] in validation
-        _add(row, recipe, length, sft_max_length, dpo_max_length, out, is_validation)
+        pairs += _add(row, recipe, length, sft_max_length, dpo_max_length, out, is_validation)
+    refusals = rip_refusals([p.facts for p in pairs], recipe.rip) if recipe.pairing == "rip" else [None] * len(pairs)
+    for pair, reason in zip(pairs, refusals, strict=True):
+        if reason:
+            out.left_out[reason] += 1
+        else:
+            (out.pairs_validation if pair.is_validation else out.pairs).append(pair.row)
     return out
 
 
-def _refusal(row: Row, seen: Collection[str], held_out: Collection[str]) -> str | None:
+@dataclass(frozen=True)
+class _Pair:
+    row: dict[str, Turns]
+    facts: PairFacts
+    is_validation: bool
+
+
+def _is_forgotten(row: Row, banned: Collection[str], banned_users: Collection[str]) -> bool:
+    return row["prompt_id"] in banned or row.get("id") in banned or row.get("user_id") in banned_users
+
+
+def _refusal(row: Row, seen: Collection[str], held_out: Collection[str], forgotten: Collection[str]) -> str | None:
+    if row["prompt_id"] in forgotten:
+        return "forgotten"
     if row["prompt_id"] in held_out:
         return "held_out"
     return "repeated" if row["prompt_id"] in seen else None
@@ -135,31 +155,37 @@ def _add(
     dpo_max_length: int,
     out: TrainingSet,
     is_validation: bool,
-) -> None:
+) -> list[_Pair]:
+    """Add the SFT row of a prompt; returns its pair, if it has one."""
     prompt = [{"role": str(turn["role"]), "content": str(turn["content"])} for turn in row["messages"]]
-    found = best_and_other(row["candidates"] or [], recipe.pairing)
+    found = best_and_other(row["candidates"] or [], recipe.pairing, recipe.min_margin)
     if found is None:
         out.left_out["no_answer"] += 1
-        return
+        return []
     best, other = found
     answer = _turn(best)
     tokens = length(prompt + answer)
     if tokens is None:
         out.left_out["template"] += 1
-        return
+        return []
     if recipe.min_reward is not None and best["reward"] < recipe.min_reward:
         out.left_out["low_reward"] += 1
     elif tokens > sft_max_length:
         out.left_out["sft_too_long"] += 1
     else:
         (out.sft_validation if is_validation else out.sft).append({"prompt": prompt, "completion": answer})
-    if other is None or best["reward"] - other["reward"] < recipe.min_margin or best["reward"] == other["reward"]:
+    if other is None or not is_clear(best, other, recipe.min_margin):
         out.left_out["small_margin"] += 1
-    elif max(tokens, length(prompt + _turn(other)) or 0) > dpo_max_length:
+        return []
+    if max(tokens, length(prompt + _turn(other)) or 0) > dpo_max_length:
         out.left_out["dpo_too_long"] += 1
-    else:
-        pair = {"prompt": prompt, "chosen": answer, "rejected": _turn(other)}
-        (out.pairs_validation if is_validation else out.pairs).append(pair)
+        return []
+    facts = PairFacts(
+        rejected_reward=float(other["reward"]),
+        rejected_chars=len(str(other["text"]).strip()),
+        gap=float(best["reward"]) - float(other["reward"]),
+    )
+    return [_Pair({"prompt": prompt, "chosen": answer, "rejected": _turn(other)}, facts, is_validation)]
 
 
 def _turn(candidate: Row) -> Turns:

@@ -39,11 +39,16 @@ def train(
     on_before: Callable[[float], None],
 ) -> Metrics:
     """Train from the adapter in `start` and leave the result in `folder/adapter`."""
+    return fit(make_trainer(plan, data, start, folder, curve), "dpo", folder, before, on_before)
+
+
+def make_trainer(plan: Plan, data: TrainingSet, start: Path, folder: Path, curve: Path) -> DPOTrainer:
+    """The policy is the adapter in `start`, the reference what the recipe says."""
     recipe = plan.recipe
     trainer = DPOTrainer(
         model=reference_model(plan, start),
         args=DPOConfig(
-            **arguments(recipe.dpo, recipe, folder),
+            **arguments("dpo", recipe.dpo, recipe, folder),
             beta=recipe.dpo.beta,
             precompute_ref_log_probs=recipe.dpo.precompute_ref_log_probs,
         ),
@@ -53,7 +58,7 @@ def train(
         callbacks=[Curve("dpo", curve), MarkComplete()],
     )
     set_peft_model_state_dict(trainer.model, load_file(start / "adapter_model.safetensors"), adapter_name="default")
-    return fit(trainer, "dpo", folder, before, on_before)
+    return trainer
 
 
 def reference_model(plan: Plan, start: Path) -> PeftModel:

@@ -1,5 +1,6 @@
 """Where an adapter comes from, gathered from the registry and the snapshots: what `models show` and the card tell."""
 
+from collections.abc import Sequence
 from datetime import UTC, datetime
 from typing import Any
 
@@ -54,6 +55,12 @@ def lineage_of(registry: Registry, version: str) -> Lineage:
         snapshot=_snapshot(manifest.snapshot),
         history=about,
     )
+
+
+def learned_from(lineage: Sequence[Manifest]) -> list[str]:
+    """The snapshots that a version has learned from, its own and by replay or through its parents; newest first."""
+    found = [s for m in lineage for s in (m.snapshot, *m.metrics.get("earlier_snapshots", []))]
+    return list(dict.fromkeys(found))
 
 
 def when(epoch_ms: int) -> str:

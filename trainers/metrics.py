@@ -10,6 +10,7 @@ from streams.records import Phase
 
 PHASES: tuple[Phase, ...] = ("queued", "sft", "dpo", "gate", "promote")
 FINAL: tuple[Phase, ...] = ("done", "rejected", "failed")
+ROW_SETS = ("prompts", "sft_rows", "dpo_pairs", "validation_rows", "replayed")
 
 
 class TrainerMetrics:
@@ -35,6 +36,18 @@ class TrainerMetrics:
             "haypile_training_tokens_per_second",
             "Tokens of prompts and answers trained on a second, all processes together.",
             ["phase"],
+            registry=registry,
+        )
+        self.rows = Gauge(
+            "haypile_training_rows",
+            "Rows of the run in progress or the last one: prompts, sft_rows, dpo_pairs, validation_rows, replayed.",
+            ["set"],
+            registry=registry,
+        )
+        self.left_out = Gauge(
+            "haypile_training_rows_left_out",
+            "Rows of that run that were left out, by reason (sft_too_long, held_out, …).",
+            ["reason"],
             registry=registry,
         )
         self.runs = Counter("haypile_training_runs", "Runs that ended, by outcome.", ["outcome"], registry=registry)
@@ -104,6 +117,7 @@ class TrainerMetrics:
         for outcome in FINAL:  # an increase can only be seen of what was there before
             self.runs.labels(outcome)
             self.last_run.labels(outcome)
+        self._reasons: set[str] = set()
         self.show_phase(None)
 
     def show_point(self, point: Mapping[str, float | int | str]) -> None:
@@ -118,6 +132,20 @@ class TrainerMetrics:
         for name, gauge in gauges.items():
             if name in point:
                 gauge.labels(point["phase"]).set(float(point[name]))
+
+    def show_rows(self, metrics: Mapping[str, float | int | str | bool | None]) -> None:
+        """The counts of a training set among a run's metrics; nothing before it is made."""
+        if "sft_rows" not in metrics:
+            return
+        for name in ROW_SETS:
+            self.rows.labels(name).set(float(metrics.get(name) or 0))
+        prefix = "left_out_"
+        reasons = {k.removeprefix(prefix): float(v or 0) for k, v in metrics.items() if k.startswith(prefix)}
+        for reason in self._reasons - reasons.keys():  # of the run before
+            self.left_out.remove(reason)
+        for reason, count in reasons.items():
+            self.left_out.labels(reason).set(count)
+        self._reasons = set(reasons)
 
     def show_phase(self, current: Phase | None) -> None:
         """One phase is 1, the others are 0."""

@@ -15,6 +15,7 @@ import torch
 from accelerate import PartialState
 from datasets import Dataset
 from peft import LoraConfig, PeftModel, get_peft_model
+from torch.distributed.checkpoint.state_dict import StateDictOptions, get_model_state_dict
 from transformers import (
     AutoModelForCausalLM,
     AutoTokenizer,
@@ -29,6 +30,7 @@ from transformers import (
 
 from streams.errors import HaypileError
 from trainers.recipe import DpoRecipe, LoraRecipe, Recipe, SftRecipe
+from trainers.reporting import configure
 from trainers.rundir import Metrics
 
 COMPLETE = "complete"
@@ -81,8 +83,8 @@ def with_adapter(base: Any, adapter: Path | None, lora: LoraRecipe, seed: int) -
         raise TrainingFailure("model", f"cannot start from the adapter {adapter}: {_line(error)}") from None
 
 
-def arguments(phase: SftRecipe | DpoRecipe, recipe: Recipe, folder: Path) -> dict[str, Any]:
-    """What `SFTConfig` and `DPOConfig` are both given."""
+def arguments(name: str, phase: SftRecipe | DpoRecipe, recipe: Recipe, folder: Path) -> dict[str, Any]:
+    """What `SFTConfig` and `DPOConfig` are both given; `folder` is the phase's in the run's folder."""
     on_cpu = recipe.device == "cpu" or not torch.cuda.is_available()
     return {
         "output_dir": str(folder),
@@ -104,18 +106,28 @@ def arguments(phase: SftRecipe | DpoRecipe, recipe: Recipe, folder: Path) -> dic
         # TRL switches bf16 autocast on unless told otherwise; on a CPU it is slower and loses precision.
         "bf16": recipe.dtype == "bfloat16" and not on_cpu,
         "seed": recipe.seed,
-        "report_to": "none",
+        **configure(recipe, folder.parent, name),
         "disable_tqdm": True,
         "dataloader_pin_memory": not on_cpu,
     }
 
 
 class Curve(TrainerCallback):
-    """Appends each logged loss to the run's curve: `{"phase", "step", "loss" | "eval_loss", …, "ts"}`."""
+    """Appends each logged loss to the run's curve: `{"phase", "step", "steps", "loss" | "eval_loss", …, "ts"}`.
+
+    `steps` is how many there will be. `tokens_per_s` is of all processes, prompts and answers, since the point before.
+    """
 
     def __init__(self, phase: str, file: Path) -> None:
         self.phase = phase
         self.file = file
+        self._point_before = time.monotonic(), 0.0
+        """When, and how many tokens had been seen then: TRL counts from 0 in each process."""
+
+    def on_train_begin(
+        self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any
+    ) -> None:
+        self._point_before = time.monotonic(), 0.0
 
     def on_log(
         self,
@@ -130,9 +142,17 @@ class Curve(TrainerCallback):
         if state.is_world_process_zero and ("loss" in point or "eval_loss" in point):
             if any(not math.isfinite(value) for name, value in point.items() if name.endswith("loss")):
                 raise TrainingFailure("diverged", f"{self.phase}: the loss is not finite at step {state.global_step}")
-            line = {"phase": self.phase, "step": state.global_step, **point, "ts": int(time.time() * 1000)}
+            if logs and "loss" in point and "num_tokens" in logs:
+                point["tokens_per_s"] = self._tokens_per_s(float(logs["num_tokens"]))
+            step = {"step": state.global_step, "steps": state.max_steps}
+            line = {"phase": self.phase, **step, **point, "ts": int(time.time() * 1000)}
             with self.file.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(line) + "\n")
+
+    def _tokens_per_s(self, tokens: float) -> float:
+        now = time.monotonic()
+        (then, tokens_then), self._point_before = self._point_before, (now, tokens)
+        return round((tokens - tokens_then) / max(now - then, 1e-3), 1)
 
 
 class MarkComplete(TrainerCallback):
@@ -143,6 +163,7 @@ class MarkComplete(TrainerCallback):
     """
 
     def on_save(self, args: TrainingArguments, state: TrainerState, control: TrainerControl, **kwargs: Any) -> None:
+        PartialState().wait_for_everyone()  # each process writes the state of its own random numbers
         if state.is_world_process_zero:
             checkpoint = Path(str(args.output_dir)) / f"checkpoint-{state.global_step}"
             shutil.rmtree(checkpoint / "ref", ignore_errors=True)
@@ -167,12 +188,17 @@ def fit(
 
     `before` is the validation loss that an earlier attempt measured (it cannot be measured again after a resume);
     `on_before` gets it when it is measured here. Returns `<phase>_loss_before|after` (of the validation rows where
-    there are any, else of the first and last point of the curve), `_steps`, `_seconds`.
+    there are any, else of the first and last point of the curve), `_steps`, `_seconds`. Under FSDP and DeepSpeed the
+    loss of the validation rows before is null: `Trainer` measures such a model only once it trains it.
     """
     started = time.monotonic()
     checkpoint = last_checkpoint(folder)
     has_validation = trainer.eval_dataset is not None
-    if has_validation and before is None and checkpoint is None:
+    deepspeed = trainer.accelerator.state.deepspeed_plugin if trainer.is_deepspeed_enabled else None
+    if deepspeed is not None and deepspeed.zero_stage == 3:
+        raise TrainingFailure("recipe", "launch.config: ZeRO stage 3 cuts the adapter up: take stage 2, or fsdp")
+    can_measure = not (trainer.is_fsdp_enabled or trainer.is_deepspeed_enabled)
+    if has_validation and can_measure and before is None and checkpoint is None:
         before = float(trainer.evaluate()["eval_loss"])
         on_before(before)
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
@@ -192,14 +218,20 @@ def fit(
 def _save(trainer: Trainer, folder: Path) -> None:
     """The adapter alone (no reference, no optimizer), by rename. Weights that are not finite: `TrainingFailure`."""
     model: Any = trainer.accelerator.unwrap_model(trainer.model)
-    if any(not torch.isfinite(p).all() for name, p in model.named_parameters() if ".default." in name):
+    weights = {name: p for name, p in model.named_parameters() if ".default." in name}
+    if trainer.is_fsdp_enabled:
+        # Each process has a share: together they put the adapter (all that is trained) into the main one's memory.
+        options = StateDictOptions(full_state_dict=True, cpu_offload=True, ignore_frozen_params=True)
+        weights = get_model_state_dict(model, options=options)
+    if any(not torch.isfinite(p).all() for p in weights.values()):
         raise TrainingFailure("diverged", "the adapter has weights that are not finite: lower the learning rate")
     state = PartialState()
     if state.is_main_process:
         scratch, target = folder / "adapter.tmp", folder / "adapter"
         shutil.rmtree(scratch, ignore_errors=True)
         shutil.rmtree(target, ignore_errors=True)
-        model.save_pretrained(str(scratch), selected_adapters=["default"])
+        gathered = {"state_dict": weights} if trainer.is_fsdp_enabled else {}
+        model.save_pretrained(str(scratch), selected_adapters=["default"], **gathered)
         scratch.rename(target)
     state.wait_for_everyone()
 

@@ -15,17 +15,41 @@ from pydantic import BaseModel, ConfigDict, Field, ValidationError, model_valida
 from streams.errors import SettingsError
 
 FOLDER = Path(__file__).parent / "recipes"
+LAUNCH_FOLDER = Path(__file__).parent / "accelerate"
 
 
 class _Section(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True, use_attribute_docstrings=True, allow_inf_nan=False)
 
 
+class RipRecipe(_Section):
+    """What `data.pairing: rip` keeps (RIP, arXiv 2501.18578): a poor or short rejected answer, or a wide gap, is the
+    mark of a poor prompt. A bound is a value, or where that is null a quantile over the pairs of the set, replay
+    included. The paper kept 4,500 of 20,000 prompts; the halves here are ours, and keep half of the pairs at most."""
+
+    min_rejected: float | None = None
+    """Least reward of the rejected answer; null: the quantile decides."""
+    min_rejected_quantile: float = Field(0.5, ge=0, le=1)
+    """0.5: the half with the better rejected answers."""
+    min_rejected_chars: int | None = Field(None, ge=0)
+    """Least length of the rejected answer in characters; null: the quantile decides."""
+    min_rejected_chars_quantile: float = Field(0.5, ge=0, le=1)
+    """0.5: the half with the longer rejected answers."""
+    max_gap: float | None = Field(None, ge=0)
+    """Most that the two rewards may differ by; null: the quantile decides."""
+    max_gap_quantile: float = Field(0.5, ge=0, le=1)
+    """0.5: the half with the smaller gaps."""
+
+
 class DataRecipe(_Section):
     """From the rows of a snapshot to training rows."""
 
-    pairing: Literal["max_min", "max_median"] = "max_min"
-    """`max_min`: best against worst answer (PiKa, Magpie). `max_median`: best against the median one, a closer pair."""
+    pairing: Literal["max_min", "max_median", "margin", "rip"] = "max_min"
+    """`max_min`: best against worst answer (PiKa, Magpie). `max_median`: best against the median one, a closer pair.
+    `margin`: best against the best of those that are worse by `min_margin`, the closest pair whose order is not noise.
+    `rip`: as `max_min`, and only pairs that `rip` keeps."""
+    rip: RipRecipe = RipRecipe()
+    """Bounds of `pairing: rip`."""
     min_margin: float = Field(0.5, ge=0)
     """Least difference of the two rewards (the judge's scale is 1..9): below it the order of a pair is noise."""
     min_reward: float | None = None
@@ -93,7 +117,8 @@ class SftRecipe(_PhaseRecipe):
     """Supervised fine-tuning on the best-rewarded answer."""
 
     packing: bool = False
-    """Several rows in one sequence. Needs an attention kernel that keeps them apart (FlashAttention)."""
+    """Several rows in one sequence of at most `max_length` tokens, without padding; a batch then counts such sequences.
+    Rows never see each other (the attention mask is a block each), so the loss is the same."""
 
 
 class DpoRecipe(_PhaseRecipe):
@@ -153,6 +178,37 @@ class GateRecipe(_Section):
     everyday: EverydayRecipe = EverydayRecipe()
 
 
+class LaunchRecipe(_Section):
+    """How many processes train a run, and how they share the model (`accelerate launch`)."""
+
+    num_processes: int = Field(1, ge=1)
+    """All machines together, one a GPU. 1: plain python, nothing is launched. Each trains on its share of the rows; the
+    last step of an epoch is filled up with rows from the epoch's beginning (accelerate's `even_batches`)."""
+    num_machines: int = Field(1, ge=1)
+    """The trainer service is the first; each other one runs `haypile trainer --join RANK` (1, 2, …). All see the same
+    files under `training.work_dir`, the registry and the snapshots."""
+    main_address: str | None = Field(None, pattern=r"^[^:/ ]+:\d+$")
+    """`host:port` of the first machine, where the others find it; needed from two machines on."""
+    config: str = Field("ddp", min_length=1)
+    """A file of accelerate: `ddp` (every GPU has the whole model), `fsdp` (a share each), `deepspeed` (ZeRO stage 2:
+    the optimizer's state is shared), or the path of one of your own."""
+
+    @model_validator(mode="after")
+    def _machines_fit(self) -> LaunchRecipe:
+        if self.num_processes % self.num_machines:
+            raise ValueError(
+                f"num_processes {self.num_processes} is not a multiple of num_machines {self.num_machines}"
+            )
+        if self.num_machines > 1 and self.main_address is None:
+            raise ValueError("several machines need main_address (host:port of the first)")
+        return self
+
+    def config_file(self) -> Path:
+        """The file that `config` names."""
+        is_path = "/" in self.config or self.config.endswith((".yaml", ".yml", ".json"))
+        return Path(self.config).absolute() if is_path else LAUNCH_FOLDER / f"{self.config}.yaml"
+
+
 class Recipe(_Section):
     """A whole recipe."""
 
@@ -162,21 +218,19 @@ class Recipe(_Section):
     """`cpu` keeps away from a GPU that is there."""
     dtype: Literal["float32", "bfloat16"] = "bfloat16"
     """Of the frozen base model. The adapter is always float32."""
-    num_processes: int = Field(1, ge=1)
-    """More than 1: the run is started through `accelerate launch` with so many processes (one a GPU)."""
+    start: Literal["champion", "base"] = "champion"
+    """What a run trains on from: the adapter that serves (the base model where none does), or always the base model."""
     seed: int = 17
     """Of initialisation, order and validation split."""
+    report_to: list[Literal["tensorboard", "mlflow", "wandb"]] = []
+    """Where the learning curves go as well. TensorBoard: files in the run's folder; the other two are set by their own
+    environment variables (`MLFLOW_TRACKING_URI`, `WANDB_API_KEY`, …). The package must be installed."""
+    launch: LaunchRecipe = LaunchRecipe()
     data: DataRecipe = DataRecipe()
     lora: LoraRecipe = LoraRecipe()
     sft: SftRecipe
     dpo: DpoRecipe
     gate: GateRecipe = GateRecipe()
-
-    @model_validator(mode="after")
-    def _processes_have_gpus(self) -> Recipe:
-        if self.device == "cpu" and self.num_processes > 1:
-            raise ValueError("num_processes above 1 needs a GPU each, and device is cpu")
-        return self
 
 
 def names() -> list[str]:
@@ -202,10 +256,14 @@ def load_recipe(name: str) -> Recipe:
     if not isinstance(content, dict):
         raise SettingsError(f"training.recipe: {file} must be a mapping")
     try:
-        return Recipe.model_validate(content)
+        recipe = Recipe.model_validate(content)
     except ValidationError as error:
         problems = "; ".join(_problem(e["loc"], e["msg"], e["type"]) for e in error.errors())
         raise SettingsError(f"recipe {file}: {problems}") from None
+    if not recipe.launch.config_file().is_file():
+        ours = ", ".join(sorted(config.stem for config in LAUNCH_FOLDER.glob("*.yaml")))
+        raise SettingsError(f"recipe {file}: launch.config: no file {recipe.launch.config_file()} (there are {ours})")
+    return recipe
 
 
 def _problem(loc: tuple[int | str, ...], message: str, kind: str) -> str:

@@ -15,6 +15,7 @@ from pathlib import Path
 from streams.settings import Settings, TrainingSettings
 from streams.snapshots import SnapshotError, list_snapshots, read_manifest, remove_snapshot
 from trainers.history import Change, champions
+from trainers.lineage import learned_from
 from trainers.recipe import load_recipe
 from trainers.registry import Manifest, Registry
 from trainers.rundir import RunFolder
@@ -118,7 +119,7 @@ def _replayed(lineage: Sequence[Manifest], stored: Stored) -> list[str]:
     """Snapshots that the first of the lineage was trained on and drew from, and those that a run from it would."""
     data = lineage[0].recipe.get("data")
     drew = int(data.get("replay_snapshots", 0)) if isinstance(data, Mapping) else 0
-    distinct = list(dict.fromkeys(manifest.snapshot for manifest in lineage))
+    distinct = learned_from(lineage)
     # One more than is drawn: its own comes first, and so it may for the next run, which then leaves it out.
     return distinct[: max(drew, stored.replay_snapshots) + 1]
 

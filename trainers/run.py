@@ -11,11 +11,11 @@ import logging
 import os
 import sys
 import threading
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from streams.errors import HaypileError
+from streams.errors import HaypileError, SettingsError
 from trainers.dataset import Row, TrainingSet, Turns, build
 from trainers.rundir import Failure, Metrics, Plan, Progress, RunFolder
 
@@ -23,6 +23,8 @@ log = logging.getLogger("trainers.run")
 
 BUSY = 75
 """Exit code (EX_TEMPFAIL) when another process trains in the folder: wait, nothing is wrong."""
+NO_CPU_MEMORY = ("can't allocate memory", "bad_alloc", "Cannot allocate memory")
+"""What torch says when the machine's memory is at its end (of a GPU it has a class of its own)."""
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -63,10 +65,17 @@ def attempt(folder: RunFolder) -> int:
                 log.exception("training failed")
             else:
                 log.error("%s: %s", failure.reason, failure.error)
-            if is_main:
-                folder.write("error.json", failure)
+            _report(folder, failure, is_main)
             return 1
     return 0
+
+
+def _report(folder: RunFolder, failure: Failure, is_main: bool) -> None:
+    """Of several processes each can be the first to fail; the others then fail because it is gone, and know no reason.
+    So a reason beats none."""
+    known = folder.read(Failure, "error.json")
+    if failure.reason != "unexpected" or (is_main and known is None):
+        folder.write("error.json", failure)
 
 
 def _failure(error: Exception) -> Failure:
@@ -75,13 +84,15 @@ def _failure(error: Exception) -> Failure:
     from trainers.phase import TrainingFailure
 
     text = " ".join(str(error).split())[:500]
-    is_cpu_allocation = isinstance(error, RuntimeError) and "can't allocate memory" in text
+    is_cpu_allocation = isinstance(error, RuntimeError) and any(said in text for said in NO_CPU_MEMORY)
     if isinstance(error, torch.cuda.OutOfMemoryError | MemoryError) or is_cpu_allocation:
         return Failure(
             reason="out_of_memory", error=f"{text} (lower batch_size or max_length, raise accumulation by as much)"
         )
     if isinstance(error, TrainingFailure):
         return Failure(reason=error.reason, error=text)
+    if isinstance(error, SettingsError):
+        return Failure(reason="recipe", error=text)
     if isinstance(error, HaypileError):
         return Failure(reason="snapshot", error=text)
     return Failure(reason="unexpected", error=f"{type(error).__name__}: {text}")
@@ -93,10 +104,12 @@ def train(folder: RunFolder) -> None:
 
     from trainers import dpo, sft
     from trainers.phase import TrainingFailure, load_tokenizer
+    from trainers.reporting import check
 
     plan = folder.read(Plan, "plan.json")
     if plan is None:
         raise TrainingFailure("plan", f"{folder.path} has no plan.json")
+    check(plan.recipe)
     state = PartialState(cpu=plan.recipe.device == "cpu")
     marker = Marker(folder, is_main=state.is_main_process)
     state.wait_for_everyone()  # all have read the progress before the first writes it
@@ -187,16 +200,14 @@ def prepare(plan: Plan, tokenizer: Any) -> TrainingSet:
 
     rows: list[Row] = list(read_rows(plan.snapshot, "train"))
     held_out = {str(row["prompt_id"]) for row in read_rows(plan.snapshot, "eval")}
+    replayed = plan.earlier_snapshots if plan.recipe.data.replay_share > 0 else []
     earlier: list[Row] = []
-    if plan.recipe.data.replay_share > 0:
-        for snapshot in plan.earlier_snapshots:
-            try:
-                rows_then: list[Mapping[str, Any]] = list(read_rows(snapshot, "train"))
-                held_out |= {str(row["prompt_id"]) for row in read_rows(snapshot, "eval")}
-            except HaypileError as error:  # an old snapshot may have been tidied away: no reason to fail
-                log.warning("no replay from %s: %s", snapshot, error)
-                continue
-            earlier += rows_then
+    for snapshot in dict.fromkeys([*plan.held_out_snapshots, *replayed]):
+        try:
+            held_out |= {str(row["prompt_id"]) for row in read_rows(snapshot, "eval")}
+            earlier += read_rows(snapshot, "train") if snapshot in replayed else []
+        except HaypileError as error:  # an old snapshot may have been tidied away: no reason to fail
+            log.warning("nothing from %s: %s", snapshot, error)
     return build(
         rows,
         plan.recipe.data,

@@ -6,7 +6,8 @@ progress.json   phase, phases that are complete, their metrics       written by 
 error.json      why the last attempt ended                           written by the training process
 record.json     events published, version, verdict, outcome          written by the service
 curve.jsonl     learning curves, one point a line                    appended by the training process
-train.log       output of the training process
+train.log       output of the training process (train-1.log, … of other machines)
+tensorboard/    the curves again, where the recipe asks for them    appended by the training process
 sft/ dpo/       checkpoints; adapter/ in each is the phase's result, complete once progress.json says so
 """
 
@@ -42,6 +43,8 @@ class Plan(msgspec.Struct, kw_only=True):
     """Folder of the champion's adapter when the run started."""
     earlier_snapshots: list[str] = []
     """For replay, newest first."""
+    held_out_snapshots: list[str] = []
+    """Every snapshot that some version was trained or compared on: what they held out is never trained on."""
 
 
 class Progress(msgspec.Struct, kw_only=True):
@@ -56,7 +59,8 @@ class Failure(msgspec.Struct, kw_only=True):
     """Why an attempt of the training process ended."""
 
     reason: str
-    """A short code: `out_of_memory`, `no_rows`, `snapshot`, `model`, `diverged`, `unexpected`."""
+    """A short code: `out_of_memory`, `no_rows`, `snapshot`, `model`, `recipe`, `reference`, `diverged`, `plan`,
+    `unexpected` (what may go better the next time)."""
     error: str
 
 
@@ -68,6 +72,8 @@ class Record(msgspec.Struct, kw_only=True):
     version: str | None = None
     attempts: int = 0
     """Training processes that were started and ended by themselves with an unexpected failure."""
+    points: dict[str, int] = {}
+    """Last step of each phase whose point of the learning curve was sent to `train.events`."""
     outcome: Phase | None = None
     reason: str | None = None
 

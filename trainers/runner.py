@@ -27,6 +27,7 @@ from trainers.everyday import everyday_rows
 from trainers.gate import Pairs, Rewards, evaluate
 from trainers.gate_page import page
 from trainers.launch import TrainingProcess
+from trainers.lineage import learned_from
 from trainers.metrics import TrainerMetrics
 from trainers.promotion import Servers, adapter_name, move, served_name
 from trainers.recipe import Recipe
@@ -46,6 +47,10 @@ FOLLOW_S = 1.0
 """How often progress is read."""
 AGAIN_S = 5.0
 """Pause before a training process is started again."""
+POINT_S = 15.0
+"""At most so often a point of the learning curve goes to `train.events`; the run's folder has all of them."""
+POINT = ("step", "steps", "loss", "learning_rate", "tokens_per_s")
+"""What a point in `train.events` says: such an event repeats the phase, with `step` among its metrics."""
 
 Publish = Callable[[TrainEvent], Awaitable[None]]
 StillOurs = Callable[[], Awaitable[None]]
@@ -153,15 +158,16 @@ class Runner:
                     "base_model", f"{version} was trained on {trained_on}, this run is of {base_name(base)}"
                 )
         champion = self._registry.champion().version
-        lineage = [m.snapshot for m in self._registry.lineage(request.parent_adapter)]
-        earlier = [snapshot for snapshot in dict.fromkeys(lineage) if snapshot != request.snapshot]
+        parent = request.parent_adapter if self._recipe.start == "champion" else None
+        earlier = [s for s in learned_from(self._registry.lineage(request.parent_adapter)) if s != request.snapshot]
         plan = Plan(
             snapshot=request.snapshot,
             base_model=base,
             recipe=self._recipe,
-            parent=str(self._registry.path(request.parent_adapter)) if request.parent_adapter else None,
+            parent=str(self._registry.path(parent)) if parent else None,
             champion=str(self._registry.path(champion)) if champion else None,
             earlier_snapshots=earlier[: self._recipe.data.replay_snapshots],
+            held_out_snapshots=sorted({m.snapshot for m in self._registry.versions()} - {request.snapshot}),
         )
         run.folder.write("request.json", request)
         run.folder.write("plan.json", plan)
@@ -181,7 +187,7 @@ class Runner:
             if code != BUSY:
                 run.record.attempts += 1
                 run.save()
-                said = failure.error if failure else f"ended with {code}: {run.folder.log_tail() or 'no output'}"
+                said = failure.error if failure else f"{ended(code)}: {run.folder.log_tail() or 'no output'}"
                 if run.record.attempts >= MAX_ATTEMPTS:
                     raise RunFailed("crashed", f"training died {MAX_ATTEMPTS} times; the last time: {said}")
                 log.warning("run %s: training died, going on from its last checkpoint: %s", run.request.run_id, said)
@@ -211,6 +217,8 @@ class Runner:
         points = [point for point in run.folder.points() if "loss" in point]
         if points:
             self._metrics.show_point(points[-1])
+            await run.point(points[-1])
+        self._metrics.show_rows(progress.metrics)
 
     def _into_registry(self, run: "_Run", plan: Plan) -> Manifest:
         return self._registry.publish(
@@ -218,10 +226,11 @@ class Runner:
             run_id=run.request.run_id,
             snapshot=run.request.snapshot,
             base_model=base_name(plan.base_model),
-            parent=run.request.parent_adapter,
+            parent=Path(plan.parent).name if plan.parent else None,
             recipe=plan.recipe.model_dump(mode="json"),
             judge=read_manifest(run.request.snapshot).judge,
-            metrics=run.folder.progress().metrics,
+            # What it learned from besides its own snapshot: a run that starts from the base has no parent that says so.
+            metrics={**run.folder.progress().metrics, "earlier_snapshots": plan.earlier_snapshots},
             now_ms=int(time.time() * 1000),
         )
 
@@ -285,6 +294,12 @@ class Runner:
                 await servers.unload(version)
 
 
+def ended(code: int) -> str:
+    """How a process ended, for people."""
+    killed = " (SIGKILL: by the kernel when memory is short, or by hand)" if code in (-9, 137) else ""
+    return f"ended with {code}{killed}"
+
+
 class _Run:
     """A run's folder with what the service notes in it."""
 
@@ -296,6 +311,7 @@ class _Run:
         """The outcome in the file, as far as we know."""
         self._publish = publish
         self._metrics = metrics
+        self._point_at = time.monotonic()
 
     def save(self) -> None:
         self._check()
@@ -322,13 +338,28 @@ class _Run:
         self._check()
         self.learned(metrics)
         self._metrics.show_phase(phase)
-        event = TrainEvent(
-            run_id=self.request.run_id, phase=phase, metrics=self.record.metrics, ts=int(time.time() * 1000)
-        )
-        outage = OutageLog("train.events", time.monotonic)
-        await patiently(lambda: self._publish(event), outage.failed)
+        await self._send(phase, self.record.metrics)
         self.record.published.append(phase)
         self.save()
+        self._point_at = time.monotonic()
+
+    async def point(self, point: dict[str, float | int | str]) -> None:
+        """Send a point of the learning curve, a new one every `POINT_S` at most; never one of a phase not announced."""
+        phase: Phase = "sft" if point["phase"] == "sft" else "dpo"
+        step = int(point["step"])
+        is_new = step > self.record.points.get(phase, 0)
+        if phase not in self.record.published or not is_new or time.monotonic() - self._point_at < POINT_S:
+            return
+        self._check()
+        await self._send(phase, {name: point[name] for name in POINT if name in point})
+        self.record.points[phase] = step
+        self.save()
+        self._point_at = time.monotonic()
+
+    async def _send(self, phase: Phase, metrics: dict[str, Any]) -> None:
+        event = TrainEvent(run_id=self.request.run_id, phase=phase, metrics=metrics, ts=int(time.time() * 1000))
+        outage = OutageLog("train.events", time.monotonic)
+        await patiently(lambda: self._publish(event), outage.failed)
 
 
 def base_name(base_model: str) -> str:

@@ -34,10 +34,12 @@ from streams.vllm import VllmPool
 from trainers.everyday import everyday_rows
 from trainers.gauges import show, show_served
 from trainers.launch import TERM_S
+from trainers.launch import check as check_launch
 from trainers.metrics import TrainerMetrics
 from trainers.promotion import Servers
 from trainers.recipe import Recipe, load_recipe
 from trainers.registry import Registry
+from trainers.reporting import check as check_reporting
 from trainers.requests import Requests
 from trainers.retention import prune
 from trainers.rundir import RunFolder, write_atomic
@@ -63,6 +65,8 @@ def serve(settings: Settings, stop: threading.Event) -> None:
     everyday_rows(
         settings.training.everyday
     )  # the gate reads it after hours of training: say now what is wrong with it
+    check_reporting(recipe)
+    check_launch(recipe)
     metrics = TrainerMetrics(CollectorRegistry())
     for folder in (settings.training.work_dir, settings.training.registry):
         try:

@@ -23,7 +23,12 @@ def worker(
     raise typer.Exit(run_worker(settings))
 
 
-def trainer() -> None:
+def trainer(
+    join: Annotated[
+        int | None,
+        typer.Option(metavar="RANK", min=1, help="Be machine RANK (1, 2, …) of a recipe that trains on several."),
+    ] = None,
+) -> None:
     """Do training runs as they are requested, until SIGTERM or Ctrl-C."""
     import signal
     import threading
@@ -34,6 +39,11 @@ def trainer() -> None:
     settings = load_settings()
     set_up_logs(settings.log_level)
     stop = threading.Event()
+    if join is not None:
+        from trainers.join import run
+
+        run(settings.training.work_dir, join)
+        return
     for number in (signal.SIGTERM, signal.SIGINT):
         signal.signal(number, lambda *_: stop.set())
 

@@ -129,6 +129,8 @@ class Watch:
         if self.seen.request is not None and request_before is None:
             self.clock.say(f"run {self.seen.request.run_id} is requested: {', '.join(self.seen.request.reasons)}")
         for event in self.seen.events[events_before:]:
+            if "step" in event.metrics:
+                continue  # a point of a learning curve: the progress line has it
             self.clock.say(f"  {event.run_id}: {event.phase}")
 
 

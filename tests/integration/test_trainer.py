@@ -80,7 +80,9 @@ class Bench:
         producer.close()
 
     def phases(self, run_id: str) -> list[str]:
-        return [e["phase"] for e in self.topics.json(self.topics.names.events) if e["run_id"] == run_id]
+        """Without the points of learning curves."""
+        events = [e for e in self.topics.json(self.topics.names.events) if e["run_id"] == run_id]
+        return [e["phase"] for e in events if "step" not in e["metrics"]]
 
     def wait_for(self, run_id: str, phase: str) -> None:
         try:
@@ -144,6 +146,22 @@ def test_requests_become_champions_one_after_the_other(bench: Bench) -> None:
     [letter] = bench.topics.json(bench.topics.names.dead)
     assert (letter["reason"], letter["offset"]) == ("bad_request", 1)
     wait_for("the commits", lambda: bench.committed() == 5, 30)
+    assert trainer.terminate(15) == 0
+
+
+def test_a_run_without_memory_fails_with_its_reason_and_the_trainer_goes_on(bench: Bench) -> None:
+    trainer = bench.start("oom a")
+    bench.request("a")
+    bench.request("b")
+    bench.wait_for("b", "done")
+    [reason] = [
+        e["metrics"]["reason"]
+        for e in bench.topics.json(bench.topics.names.events)
+        if (e["run_id"], e["phase"]) == ("a", "failed")
+    ]
+    assert reason == "out_of_memory: lower batch_size"
+    assert bench.registry.champion().version == "v0001-b"
+    wait_for("the commits", lambda: bench.committed() == 2, 30)
     assert trainer.terminate(15) == 0
 
 

@@ -1,7 +1,8 @@
 """A training process that costs nothing, and a trainer service that starts it instead of the real one.
 
 `python -m tests.support.fake_training RUN_DIR` does what `trainers.run` does with its files. What it does wrong is said
-by `FAKE_TRAINING`: `ok`, `crash N` (the first N attempts die without a word), `oom`, `slow` (never ends), `steps N` (N
+by `FAKE_TRAINING`: `ok`, `crash N` (the first N attempts die without a word), `oom` (`oom RUN_ID`: of that run only),
+`slow` (never ends), `steps N` (N
 steps of a fifth of a second a phase, gone on with from a checkpoint; it reads its snapshot and watches that nobody else
 trains meanwhile).
 `python -m tests.support.fake_training` is `haypile trainer` with it; `FAKE_TRAINING_LEASE_S` shortens its lease.
@@ -37,7 +38,7 @@ TWO_AT_ONCE = "two-at-once"
 """File in the folder of the runs with what should never happen."""
 
 
-def command(folder: Path, recipe: Recipe) -> list[str]:
+def command(folder: Path, recipe: Recipe, machine_rank: int = 0) -> list[str]:
     """Stands for `trainers.launch.command`."""
     return [sys.executable, "-m", "tests.support.fake_training", str(folder)]
 
@@ -51,7 +52,7 @@ def train(folder: RunFolder) -> int:
         print("about to die")
         sys.stdout.flush()
         os.kill(os.getpid(), signal.SIGKILL)
-    if behaviour == "oom":
+    if behaviour == "oom" and count in ("", folder.path.name):
         folder.write("error.json", Failure(reason="out_of_memory", error="lower batch_size"))
         return 1
     if behaviour == "steps":
@@ -61,7 +62,8 @@ def train(folder: RunFolder) -> int:
         progress.phase = phase
         folder.write("progress.json", progress)
         with folder.curve.open("a") as curve:
-            curve.write(json.dumps({"phase": phase, "step": 1, "loss": 1.5, "ts": 1}) + "\n")
+            point = {"phase": phase, "step": 1, "steps": 1, "loss": 1.5, "tokens_per_s": 100.0, "learning_rate": 0.01}
+            curve.write(json.dumps(point | {"ts": 1}) + "\n")
         parent = os.getppid()
         while behaviour == "slow" and os.getppid() == parent:
             time.sleep(0.1)

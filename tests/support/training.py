@@ -60,12 +60,19 @@ async def write_snapshot_of_sums(dest: Path, run_id: str, *, train: int = 48, he
     return await write_snapshot(str(dest), run_id, main, kept, decision={"train": True}, settings={}, now_ms=1)
 
 
-def tiny_model(base: Path, folder: Path) -> Path:
-    """A Llama of two layers with random weights and the tokenizer of the folder `base`."""
+def tiny_model(base: Path, folder: Path, tokens: int | None = None) -> Path:
+    """A Llama of two layers with random weights and the tokenizer of the folder `base`.
+
+    With `tokens` the tokenizer keeps chat template and special tokens, and has so many tokens, learned from a few sums:
+    of a training step on a model like this three quarters of the time go into SmolLM2's 49,000.
+    """
     import torch
     from transformers import AutoTokenizer, LlamaConfig, LlamaForCausalLM
 
     tokenizer = AutoTokenizer.from_pretrained(base)
+    if tokens is not None:
+        texts = [text for prompt, answers in sums(200, seed=0) for text in (prompt, *(a.text for a in answers))]
+        tokenizer = tokenizer.train_new_from_iterator(texts, tokens)
     torch.manual_seed(0)
     config = LlamaConfig(
         vocab_size=len(tokenizer),
@@ -76,12 +83,28 @@ def tiny_model(base: Path, folder: Path) -> Path:
         num_key_value_heads=1,
         max_position_embeddings=512,
         tie_word_embeddings=True,
-        bos_token_id=1,
-        eos_token_id=2,
-        pad_token_id=2,
+        bos_token_id=tokenizer.bos_token_id,
+        eos_token_id=tokenizer.eos_token_id,
+        pad_token_id=tokenizer.pad_token_id,
     )
     LlamaForCausalLM(config).save_pretrained(folder)
     tokenizer.save_pretrained(folder)
+    return folder
+
+
+def random_adapter(model: Path, folder: Path, seed: int, r: int = 8) -> Path:
+    """An adapter of the folder `model` whose effect is not zero, as the demo's recipe shapes it."""
+    import torch
+
+    from trainers.phase import load_base, with_adapter
+
+    recipe = quick_recipe(lora={"r": r})
+    adapted = with_adapter(load_base(str(model), recipe), None, recipe.lora, seed)
+    with torch.no_grad():
+        for name, parameter in adapted.named_parameters():
+            if "lora_B" in name:
+                parameter.normal_(std=0.3)
+    adapted.save_pretrained(folder)
     return folder
 
 

@@ -4,7 +4,8 @@ from typing import Any
 
 import pytest
 
-from trainers.dataset import MAX_VALIDATION_SHARE, best_and_other, build, replay_count
+from trainers.dataset import MAX_VALIDATION_SHARE, build, replay_count
+from trainers.pairing import best_and_other
 from trainers.recipe import DataRecipe
 
 RECIPE = DataRecipe(min_margin=0.5, replay_share=0, validation_rows=0)

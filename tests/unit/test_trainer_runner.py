@@ -19,8 +19,9 @@ from tests.support.training import quick_recipe, write_snapshot_of_sums
 from trainers import launch, runner
 from trainers.metrics import TrainerMetrics
 from trainers.promotion import adapter_name
+from trainers.recipe import Recipe
 from trainers.registry import Registry
-from trainers.rundir import RunFolder
+from trainers.rundir import Progress, RunFolder
 from trainers.runner import LeaseLost, Runner, base_name
 
 
@@ -193,7 +194,8 @@ async def test_training_that_always_dies_fails_and_says_how(bench: Bench, monkey
     monkeypatch.setenv(fake_training.VARIABLE, "crash 99")
     assert await bench.do() == "failed"
     reason = str(bench.events[-1].metrics["reason"])
-    assert "training died 3 times" in reason and "-9" in reason and "about to die" in reason
+    assert "training died 3 times" in reason and "about to die" in reason
+    assert "ended with -9 (SIGKILL: by the kernel when memory is short" in reason
     assert bench.phases() == ["queued", "failed"] and bench.registry.versions() == []
 
 
@@ -288,6 +290,87 @@ async def test_replay_comes_from_the_snapshots_of_the_lineage(bench: Bench) -> N
     plan = bench.folder("run2").read(runner.Plan, "plan.json")
     assert plan is not None and [Path(s).name for s in plan.earlier_snapshots] == ["s1"]
     assert plan.parent == str(bench.registry.path("v0001-run1")) == plan.champion
+
+
+async def test_a_run_from_the_base_has_no_parent_and_still_the_replay_and_the_held_out_of_those_before(
+    bench: Bench,
+) -> None:
+    await bench.do()
+    bench.rewards.challenger = 2.0
+    first, folder = bench.snapshot, Path(bench.snapshot).parent
+    bench.snapshot = await write_snapshot_of_sums(folder, "s2", seed=2)
+    assert await bench.do("run2", parent_adapter="v0001-run1") == "rejected"
+    second, bench.rewards.challenger = bench.snapshot, 8.0
+    bench.snapshot = await write_snapshot_of_sums(folder, "s3", seed=3)
+    bench.recipe = Recipe.model_validate(bench.recipe.model_dump() | {"start": "base"})
+    assert await bench.do("run3", parent_adapter="v0001-run1") == "done"
+    plan = bench.folder("run3").read(runner.Plan, "plan.json")
+    assert plan is not None and (plan.parent, plan.champion) == (None, str(bench.registry.path("v0001-run1")))
+    assert (plan.earlier_snapshots, plan.held_out_snapshots) == ([first], sorted([first, second]))
+    manifest = bench.registry.show("v0003-run3")
+    assert manifest.parent is None and manifest.metrics["earlier_snapshots"] == [first]
+
+    third = bench.snapshot
+    bench.snapshot = await write_snapshot_of_sums(folder, "s4", seed=4)
+    await bench.do("run4", parent_adapter="v0003-run3")
+    plan = bench.folder("run4").read(runner.Plan, "plan.json")
+    assert plan is not None and plan.earlier_snapshots == [third, first], "what the one before learned from, too"
+
+
+async def test_the_learning_curve_is_told_as_it_grows(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(runner, "POINT_S", 0.0)
+    assert await bench.do() == "done"
+    points = [(e.phase, e.metrics) for e in bench.events if e.phase in ("sft", "dpo") and "step" in e.metrics]
+    point = {"step": 1, "steps": 1, "loss": 1.5, "tokens_per_s": 100.0, "learning_rate": 0.01}
+    assert points[-1] == ("dpo", point), "and nothing else: the metrics of the run are in the phase's first event"
+    value = bench.metrics.registry.get_sample_value
+    for name, shown in (("loss", 1.5), ("step", 1), ("steps", 1), ("learning_rate", 0.01), ("tokens_per_second", 100)):
+        assert value(f"haypile_training_{name}", {"phase": "dpo"}) == shown
+
+
+async def test_a_point_is_sent_once_and_not_more_often_than_it_may_be(
+    bench: Bench, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder = bench.folder()
+    folder.path.mkdir(parents=True)
+    now = [0.0]
+    monkeypatch.setattr(runner.time, "monotonic", lambda: now[0])
+
+    def of_run() -> Any:
+        return runner._Run(folder, bench.request(), bench.publish, bench.metrics)
+
+    run = of_run()
+    await run.point({"phase": "sft", "step": 1, "loss": 9.0})
+    assert bench.events == [], "the phase is not announced yet"
+    await run.announce("sft", {})
+    for step, at in ((1, 1.0), (2, 16.0), (2, 40.0), (3, 41.0), (4, 60.0)):
+        now[0] = at
+        await run.point({"phase": "sft", "step": step, "loss": 1.0 / step})
+    again = of_run()  # after a restart
+    now[0] = 100.0
+    await again.point({"phase": "sft", "step": 4, "loss": 0.25})
+    assert [e.metrics["step"] for e in bench.events[1:]] == [2, 3, 4]
+
+
+async def test_what_was_left_out_reaches_events_metrics_and_the_manifest(bench: Bench) -> None:
+    folder = bench.folder()
+    folder.path.mkdir(parents=True)
+    counts: dict[str, float | int | str | bool | None] = {
+        "prompts": 9,
+        "sft_rows": 5,
+        "dpo_pairs": 4,
+        "left_out_sft_too_long": 3,
+        "left_out_small_margin": 1,
+    }
+    folder.write("progress.json", Progress(metrics=counts))
+    await bench.do()
+    assert {**bench.events[-1].metrics, **counts} == bench.events[-1].metrics
+    assert bench.registry.show("v0001-run1").metrics["left_out_sft_too_long"] == 3
+    value = bench.metrics.registry.get_sample_value
+    assert value("haypile_training_rows_left_out", {"reason": "sft_too_long"}) == 3
+    assert value("haypile_training_rows", {"set": "sft_rows"}) == 5
+    bench.metrics.show_rows({"sft_rows": 8, "left_out_held_out": 2})
+    assert value("haypile_training_rows_left_out", {"reason": "sft_too_long"}) is None, "that was the run before"
 
 
 async def test_the_recipe_of_a_run_does_not_change_under_it(bench: Bench) -> None:
