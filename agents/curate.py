@@ -33,6 +33,7 @@ from streams.producer import Producer
 from streams.records import CuratedOutcome, ScoredPrompt, accepted, decode
 from streams.retry import QUIET_S, OutageLog, patiently
 from streams.settings import BufferSettings, KafkaSettings
+from streams.tls import kafka_connection
 from streams.topics import Topics
 
 log = logging.getLogger(__name__)
@@ -209,7 +210,7 @@ class Log:
 
     async def committed(self) -> dict[int, int]:
         """The group's committed offset (the next one to read) of each partition. Raises `Transient`."""
-        admin = AIOKafkaAdminClient(bootstrap_servers=self._kafka.bootstrap)
+        admin = AIOKafkaAdminClient(**kafka_connection(self._kafka))
         try:
             await admin.start()
             [topic] = await admin.describe_topics([self._topic])
@@ -226,7 +227,7 @@ class Log:
 
         Offsets that retention has deleted are not there. Raises `Transient`.
         """
-        consumer = AIOKafkaConsumer(bootstrap_servers=self._kafka.bootstrap, enable_auto_commit=False)
+        consumer = AIOKafkaConsumer(**kafka_connection(self._kafka), enable_auto_commit=False)
         tp = TopicPartition(self._topic, partition)
         try:
             await consumer.start()

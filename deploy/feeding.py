@@ -13,6 +13,7 @@ from deploy.kafka import BOOTSTRAP_MS, translated
 from deploy.published_sets import is_of_a_set, raw_record, rows_of
 from streams.records import RawPrompt, decode, encode
 from streams.settings import Settings
+from streams.tls import kafka_connection
 from streams.topics import topic_names
 
 IN_FLIGHT = 5_000
@@ -114,7 +115,7 @@ class Feed:
         self.last_error = ""
         with translated(self._kafka):
             self._producer: Any = KafkaProducer(
-                bootstrap_servers=self._kafka.bootstrap,
+                **kafka_connection(self._kafka),
                 acks="all",
                 enable_idempotence=self._kafka.idempotence,
                 linger_ms=5,

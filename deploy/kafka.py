@@ -8,6 +8,7 @@ from typing import Any
 
 from streams.errors import Transient
 from streams.settings import KafkaSettings, Settings
+from streams.tls import kafka_connection
 from streams.topics import topic_names
 
 BOOTSTRAP_MS = 5_000
@@ -36,7 +37,7 @@ def new_consumer(kafka: KafkaSettings, group: str | None = None) -> Any:
     from kafka import KafkaConsumer
 
     return KafkaConsumer(
-        bootstrap_servers=kafka.bootstrap,
+        **kafka_connection(kafka),
         group_id=group,
         enable_auto_commit=False,
         auto_offset_reset="earliest",

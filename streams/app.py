@@ -12,6 +12,7 @@ import faust
 
 from streams.consumer import Monitor, speed_up
 from streams.settings import Settings
+from streams.tls import faust_credentials
 from streams.window import OrderedWindow
 
 log = logging.getLogger(__name__)
@@ -111,6 +112,7 @@ def create_app(settings: Settings) -> Hops:
         settings.kafka.group,
         env_prefix="HAYPILE_FAUST_",  # so that a stray BROKER_URL changes nothing
         broker=[f"kafka://{part.strip()}" for part in settings.kafka.bootstrap.split(",")],
+        broker_credentials=faust_credentials(settings.kafka),
         autodiscover=False,
         Monitor=Monitor,
         cython_optimizations=True,

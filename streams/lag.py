@@ -8,6 +8,7 @@ from aiokafka.errors import KafkaError
 
 from streams.errors import Transient
 from streams.settings import KafkaSettings
+from streams.tls import kafka_connection
 
 PATIENCE_S = 8.0
 """Of one question, connecting included."""
@@ -30,7 +31,7 @@ class LogEnds:
             async with asyncio.timeout(PATIENCE_S):
                 if self._consumer is None:
                     self._consumer = AIOKafkaConsumer(
-                        bootstrap_servers=self._kafka.bootstrap, enable_auto_commit=False, request_timeout_ms=5_000
+                        **kafka_connection(self._kafka), enable_auto_commit=False, request_timeout_ms=5_000
                     )
                     await self._consumer.start()
                 if not taken:  # of nothing no broker would be asked

@@ -20,6 +20,7 @@ from aiokafka.errors import (
 from streams.errors import Fatal, InvalidRecord, Transient
 from streams.records import encode
 from streams.settings import KafkaSettings
+from streams.tls import kafka_connection
 
 LINGER_MS = 5
 """Gathers the records of many tasks in one request; far under the judge's time."""
@@ -34,7 +35,7 @@ class Producer:
 
     async def __aenter__(self) -> Self:
         producer = AIOKafkaProducer(
-            bootstrap_servers=self._kafka.bootstrap,
+            **kafka_connection(self._kafka),
             enable_idempotence=self._kafka.idempotence,
             acks="all",
             linger_ms=LINGER_MS,

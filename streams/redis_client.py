@@ -11,6 +11,7 @@ from redis.backoff import ExponentialWithJitterBackoff
 
 from streams.errors import Fatal, SettingsError, Transient
 from streams.settings import RedisSettings
+from streams.tls import redis_connection
 
 CONNECT_TIMEOUT_S = 5.0
 REPLY_TIMEOUT_S = 10.0
@@ -43,6 +44,7 @@ def connect(settings: RedisSettings) -> redis.asyncio.Redis:
             socket_keepalive=True,
             health_check_interval=30,
             retry=Retry(ExponentialWithJitterBackoff(cap=0.5, base=0.05), RETRIES),
+            **redis_connection(settings),
         )
     except (ValueError, TypeError) as error:
         raise SettingsError(f"settings: redis.url: {error}") from None

@@ -8,6 +8,7 @@ from collections.abc import Mapping
 from datetime import UTC
 from pathlib import Path
 from typing import Annotated, Any, Literal, Self
+from urllib.parse import urlsplit
 
 import yaml
 from pydantic import (
@@ -52,6 +53,20 @@ class KafkaSettings(Section):
 
     bootstrap: str = "127.0.0.1:9092"
     """Comma-separated host:port."""
+    security_protocol: Literal["PLAINTEXT", "SSL", "SASL_PLAINTEXT", "SASL_SSL"] = "PLAINTEXT"
+    """Of the broker's listener. `SASL_PLAINTEXT` sends the password in clear (PLAIN) over the network."""
+    ca_file: Path | None = None
+    """Certificates (PEM) of the authorities that are believed; null: the system's."""
+    cert_file: Path | None = None
+    """Our own certificate (PEM), for a broker that asks for one."""
+    key_file: Path | None = None
+    """Its key (PEM), if that is not in `cert_file`."""
+    sasl_mechanism: Literal["PLAIN", "SCRAM-SHA-256", "SCRAM-SHA-512"] = "SCRAM-SHA-512"
+    """For the SASL protocols."""
+    username: str | None = None
+    """For the SASL protocols."""
+    password: SecretStr | None = None
+    """For the SASL protocols. From the environment only."""
     topic_prefix: str = ""
     """Before every topic name; lets several haypiles share a cluster."""
     group: str = "haypile"
@@ -77,12 +92,38 @@ class KafkaSettings(Section):
                 raise ValueError(f"{part!r} is not host:port")
         return value
 
+    @model_validator(mode="after")
+    def _security_is_whole(self) -> Self:
+        if self.security_protocol.startswith("SASL"):
+            if not self.username or not self.password:
+                raise ValueError(
+                    f"security_protocol {self.security_protocol} needs username, and password from the environment "
+                    "(HAYPILE_KAFKA__PASSWORD)"
+                )
+        elif self.username or self.password:
+            raise ValueError(f"username and password are of no use with security_protocol {self.security_protocol}")
+        if not self.security_protocol.endswith("SSL") and (self.ca_file or self.cert_file or self.key_file):
+            raise ValueError(f"certificates are of no use with security_protocol {self.security_protocol}")
+        if self.key_file and not self.cert_file:
+            raise ValueError("key_file needs cert_file")
+        return self
+
 
 class RedisSettings(Section):
     """Redis or Valkey."""
 
     url: str = "redis://127.0.0.1:6379/0"
-    """redis://, rediss:// or unix://."""
+    """redis://, rediss:// (TLS) or unix://. With a password in it: from the environment only."""
+    username: str | None = None
+    """Of an ACL; null: the default user."""
+    password: SecretStr | None = None
+    """From the environment only; instead of one in the URL."""
+    ca_file: Path | None = None
+    """Certificates (PEM) of the authorities that are believed; null: the system's."""
+    cert_file: Path | None = None
+    """Our own certificate (PEM), for a server that asks for one."""
+    key_file: Path | None = None
+    """Its key (PEM), if that is not in `cert_file`."""
     namespace: str = Field("haypile", pattern=r"^[A-Za-z0-9_.-]+$")
     """All keys are `{namespace}:…`: one hash slot."""
 
@@ -92,6 +133,14 @@ class RedisSettings(Section):
         if not value.startswith(("redis://", "rediss://", "unix://")):
             raise ValueError("must start with redis://, rediss:// or unix://")
         return value
+
+    @model_validator(mode="after")
+    def _tls_is_whole(self) -> Self:
+        if not self.url.startswith("rediss://") and (self.ca_file or self.cert_file or self.key_file):
+            raise ValueError("certificates are of no use without a rediss:// URL")
+        if self.key_file and not self.cert_file:
+            raise ValueError("key_file needs cert_file")
+        return self
 
 
 class IngestSettings(Section):
@@ -530,7 +579,6 @@ class Settings(BaseSettings):
 
 
 CONFIG_VARIABLE = "HAYPILE_CONFIG"
-SECRETS = ("api_key", "token")
 """Names of fields that a file must not have."""
 
 
@@ -591,9 +639,19 @@ def _check_file(path: Path | None) -> None:
     if not isinstance(content, dict):
         raise SettingsError(f"settings: {path} must be a mapping of sections")
     for name, section in content.items():
-        for secret in SECRETS:
-            if isinstance(section, dict) and secret in section:
-                variable = f"HAYPILE_{name}__{secret}".upper()
-                raise SettingsError(
-                    f"settings: {name}.{secret} does not belong in {path}; set {variable} in the environment"
-                )
+        for key in _secrets(name, section):
+            variable = f"HAYPILE_{str(name).upper()}__{key.upper()}"
+            raise SettingsError(f"settings: {name}.{key} does not belong in {path}; set {variable} in the environment")
+
+
+def _secrets(name: object, section: object) -> list[str]:
+    """The keys of a section of the file that hold a secret."""
+    field = Settings.model_fields.get(str(name))
+    if not isinstance(section, dict) or field is None:
+        return []
+    fields = getattr(field.annotation, "model_fields", {})
+    found = [key for key in section if key in fields and "SecretStr" in str(fields[key].annotation)]
+    url = section.get("url")
+    if isinstance(url, str) and urlsplit(url).password:
+        found.append("url")
+    return found

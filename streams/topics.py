@@ -4,6 +4,7 @@ from dataclasses import dataclass
 
 from streams.errors import Fatal, Transient
 from streams.settings import KafkaSettings
+from streams.tls import kafka_connection
 
 BOOTSTRAP_MS = 5_000
 """kafka-python's 30 s are too long for a person at a terminal; the worker asks again anyway."""
@@ -87,7 +88,7 @@ def create_topics(kafka: KafkaSettings) -> list[str]:
 
     try:
         admin = KafkaAdminClient(
-            bootstrap_servers=kafka.bootstrap, client_id=f"{kafka.group}-admin", bootstrap_timeout_ms=BOOTSTRAP_MS
+            **kafka_connection(kafka), client_id=f"{kafka.group}-admin", bootstrap_timeout_ms=BOOTSTRAP_MS
         )
     except (KafkaError, OSError, ValueError) as error:
         raise Transient(f"Kafka at {kafka.bootstrap} is not reachable ({error})") from None

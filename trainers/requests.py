@@ -17,6 +17,7 @@ from streams.health import Health
 from streams.records import DeadLetter, TrainEvent, TrainRequest, decode, encode
 from streams.retry import OutageLog
 from streams.settings import Settings
+from streams.tls import kafka_connection
 from streams.topics import create_topics, topic_names
 
 log = logging.getLogger(__name__)
@@ -75,7 +76,7 @@ class Requests:
 
     def _session(self, start: Start, check: Callable[[], None]) -> None:
         consumer = KafkaConsumer(
-            bootstrap_servers=self._kafka.bootstrap,
+            **kafka_connection(self._kafka),
             group_id=self._group,
             client_id=self._group,
             enable_auto_commit=False,
@@ -149,7 +150,7 @@ class Requests:
             try:
                 if self._producer is None:
                     self._producer = KafkaProducer(
-                        bootstrap_servers=self._kafka.bootstrap,
+                        **kafka_connection(self._kafka),
                         client_id=self._group,
                         acks="all",
                         enable_idempotence=self._kafka.idempotence,

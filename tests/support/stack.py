@@ -19,6 +19,7 @@ from kafka import KafkaAdminClient, KafkaConsumer, KafkaProducer, TopicPartition
 from deploy.local import broker
 from deploy.local.processes import free_port, port_open
 from streams.settings import KafkaSettings
+from streams.tls import kafka_connection
 from streams.topics import create_topics, topic_names
 
 ROOT = Path(__file__).parents[2]
@@ -120,9 +121,10 @@ class Worker(Process):
 class Topics:
     """The topics of one test: writes raw records and reads every topic from the beginning."""
 
-    def __init__(self, bootstrap: str, prefix: str, partitions: int = 4) -> None:
+    def __init__(self, bootstrap: str, prefix: str, partitions: int = 4, **security: Any) -> None:
+        self._security = security
         self.kafka = KafkaSettings(
-            bootstrap=bootstrap, topic_prefix=prefix, partitions=partitions, group=prefix + "group"
+            bootstrap=bootstrap, topic_prefix=prefix, partitions=partitions, group=prefix + "group", **security
         )
         self.names = topic_names(self.kafka)
         create_topics(self.kafka)
@@ -137,11 +139,12 @@ class Topics:
             "HAYPILE_KAFKA__SESSION_TIMEOUT_S": "6",
             "HAYPILE_KAFKA__IDEMPOTENCE": "false",
             "HAYPILE_JUDGE__ANCHORS": "0",  # a fake judge rates by a hash
+            **{f"HAYPILE_KAFKA__{name.upper()}": str(value) for name, value in self._security.items()},
         }
 
     def delete(self) -> None:
         """Deletes the topics, on a broker that outlives the test."""
-        admin = KafkaAdminClient(bootstrap_servers=self.kafka.bootstrap)
+        admin = KafkaAdminClient(**kafka_connection(self.kafka))
         try:
             admin.delete_topics(list(self.names.all()))
         finally:
@@ -150,7 +153,7 @@ class Topics:
     def send(self, values: Sequence[bytes], topic: str | None = None, partition: int | None = None) -> None:
         """Writes values (to `prompts.raw` unless told otherwise), spread over the partitions or to one of them; waits
         for the broker."""
-        producer = KafkaProducer(bootstrap_servers=self.kafka.bootstrap, acks="all", enable_idempotence=False)
+        producer = KafkaProducer(**kafka_connection(self.kafka), acks="all", enable_idempotence=False)
         futures = [
             producer.send(
                 topic or self.names.raw, value, partition=i % self.kafka.partitions if partition is None else partition
@@ -163,7 +166,7 @@ class Topics:
 
     def read(self, topic: str) -> list[tuple[int, int, bytes]]:
         """(partition, offset, value) of all that is in a topic now."""
-        consumer = KafkaConsumer(bootstrap_servers=self.kafka.bootstrap, enable_auto_commit=False)
+        consumer = KafkaConsumer(**kafka_connection(self.kafka), enable_auto_commit=False)
         try:
             partitions = [TopicPartition(topic, p) for p in sorted(consumer.partitions_for_topic(topic) or ())]
             consumer.assign(partitions)
@@ -192,7 +195,7 @@ class Topics:
 
     def committed(self, topic: str) -> dict[int, int]:
         """The group's committed offset (the next one to read) of each partition."""
-        consumer = KafkaConsumer(bootstrap_servers=self.kafka.bootstrap, group_id=self.kafka.group)
+        consumer = KafkaConsumer(**kafka_connection(self.kafka), group_id=self.kafka.group)
         try:
             return {p: consumer.committed(TopicPartition(topic, p)) or 0 for p in range(self.kafka.partitions)}
         finally:
