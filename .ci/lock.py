@@ -14,7 +14,7 @@ ROOT = Path(__file__).resolve().parent.parent
 HEADER = "# Made by `make lock`; do not edit.\n"
 LOCKS = {
     # torch as in the other lock: of this version pip finds a CPU build (200 MB, not 3 GB) where one is offered.
-    "requirements.lock": [f"{ROOT}[worker,http,console,trainer,local,dev]", "torch==2.13.0"],
+    "requirements.lock": [f"{ROOT}[worker,http,console,trainer,tracing,local,dev]", "torch==2.13.0"],
     "requirements-vllm.lock": ["-r", str(ROOT / "requirements-vllm.in")],
 }
 LEFT_OUT = {"haypile", "torchaudio", "torchcodec", "torchvision", "triton"}

@@ -10,6 +10,7 @@ import asyncio
 import logging
 import time
 from collections.abc import Awaitable, Callable
+from dataclasses import replace
 
 from prometheus_client import Counter
 
@@ -21,6 +22,7 @@ from streams.metrics import Metrics
 from streams.producer import Producer
 from streams.records import DeadLetter
 from streams.retry import OutageLog, patiently
+from streams.tracing import Tracing
 
 log = logging.getLogger(__name__)
 
@@ -44,6 +46,7 @@ class Hop:
         poison: Poison,
         limit: DeadLetterLimit,
         attempts: int,
+        tracing: Tracing,
         on_fatal: Callable[[BaseException], None],
         now_ms: Callable[[], int],
     ) -> None:
@@ -55,6 +58,7 @@ class Hop:
         self._poison = poison
         self._limit = limit
         self._attempts = attempts
+        self._tracing = tracing
         self._on_fatal = on_fatal
         self._now_ms = now_ms
         self._outage = OutageLog(name, time.monotonic, metrics.health)
@@ -69,7 +73,7 @@ class Hop:
         started = time.perf_counter()
         self._in_flight.inc()
         try:
-            outcome = await self._handle_or_divert(record)
+            outcome = await self._traced(record) if self._tracing.enabled else await self._handle_or_divert(record)
             counter = self._outcomes.get(outcome)
             if counter is None:
                 counter = self._outcomes[outcome] = self._metrics.records.labels(self.name, outcome)
@@ -81,6 +85,11 @@ class Hop:
         finally:
             self._in_flight.dec()
             self._seconds.observe(time.perf_counter() - started)
+
+    async def _traced(self, record: Inbound) -> str:
+        with self._tracing.span(self.name, record) as traced:
+            traced.outcome = await self._handle_or_divert(replace(record, headers=traced.headers))
+            return traced.outcome
 
     def new_assignment(self) -> None:
         """The partitions were taken away."""

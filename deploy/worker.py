@@ -46,6 +46,7 @@ from streams.retry import OutageLog, patiently
 from streams.rewards import Rewarder
 from streams.settings import Settings
 from streams.topics import Topics, create_topics, topic_names
+from streams.tracing import Tracing
 from streams.vllm import VllmPool
 
 if TYPE_CHECKING:
@@ -261,6 +262,7 @@ class _Worker:
         tasks = [asyncio.ensure_future(self._guard(chore)) for chore in chores]
         running: list[Hop] = []
         hops: Hops | None = None
+        tracing = Tracing(self.settings.tracing)
         if handlers:
             hops = self.hops = create_app(self.settings)
             hops.on_abandoned = lambda name, count: self.metrics.abandoned.labels(name).inc(count)
@@ -274,6 +276,7 @@ class _Worker:
                     poison=Poison(client, self.settings.redis.namespace, name, worker.window, worker.max_attempts),
                     limit=DeadLetterLimit(worker.max_dead_share),
                     attempts=worker.max_attempts,
+                    tracing=tracing,
                     on_fatal=self.fail,
                     now_ms=_now_ms,
                 )
@@ -300,6 +303,7 @@ class _Worker:
                 await hops.app.stop()
             await chores_end
             await end(tasks)
+            await asyncio.to_thread(tracing.close)
             log.info("worker ended")
 
     async def _until_stopped(self, hops: Hops | None) -> None:

@@ -512,6 +512,18 @@ class ConsoleSettings(Section):
     """How often it looks at Kafka and Redis."""
 
 
+class TracingSettings(Section):
+    """OpenTelemetry."""
+
+    endpoint: str | None = None
+    """Where spans go (OTLP over HTTP), `http://collector:4318/v1/traces` say; null: none are made, and a record's trace
+    context is passed on as it came."""
+    share: float = Field(0.01, gt=0, le=1)
+    """Of the records that come without a trace context; with one, its own flag decides."""
+
+    _check = field_validator("endpoint")(lambda cls, url: None if url is None else _http_url(url))
+
+
 class LocalSettings(Section):
     """The local stack (`haypile up`, `haypile demo`). A part whose URL is set elsewhere is not started."""
 
@@ -559,6 +571,7 @@ class Settings(BaseSettings):
     worker: WorkerSettings = WorkerSettings()
     http: HttpSettings = HttpSettings()
     console: ConsoleSettings = ConsoleSettings()
+    tracing: TracingSettings = TracingSettings()
     local: LocalSettings = LocalSettings()
     trainer_metrics_port: int = Field(9109, ge=0, le=65535)
     """Prometheus of the trainer; 0 is off."""

@@ -40,8 +40,9 @@ from streams.records import (
     decode,
     encode,
 )
-from streams.settings import IngestSettings, KafkaSettings
+from streams.settings import IngestSettings, KafkaSettings, TracingSettings
 from streams.topics import topic_names
+from streams.tracing import Tracing
 
 NOW_MS = 1_790_000_000_000
 TOPICS = topic_names(KafkaSettings())
@@ -230,6 +231,7 @@ class Fuzz:
             poison=_NoPoison(),  # type: ignore[arg-type]
             limit=DeadLetterLimit(1),
             attempts=1,
+            tracing=Tracing(TracingSettings()),
             on_fatal=self._fatal.append,
             now_ms=lambda: NOW_MS,
         )

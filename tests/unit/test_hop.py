@@ -13,6 +13,8 @@ from streams.batcher import Batcher
 from streams.errors import Fatal, InvalidRecord, Transient
 from streams.metrics import Metrics
 from streams.records import DeadLetter, encode
+from streams.settings import TracingSettings
+from streams.tracing import Tracing
 
 RECORD = Inbound("prompts.raw", 1, 2, b"\xff bytes", 0, (("traceparent", b"00-1"),))
 
@@ -51,6 +53,7 @@ def make(handle: Callable[[Inbound], Awaitable[str]], producer: Producer) -> tup
         poison=NoPoison(),  # type: ignore[arg-type]
         limit=DeadLetterLimit(0.5),
         attempts=ATTEMPTS,
+        tracing=Tracing(TracingSettings()),
         on_fatal=fatal.append,
         now_ms=lambda: 42,
     )
