@@ -178,6 +178,7 @@ class Anchors:
         log.info(
             "anchors: judge %s, Spearman %.2f, mean %.2f, drift %.2f over %d prompts (%d unreadable)",
             *(judge, found.spearman, found.mean, found.drift, found.rated, found.unreadable),
+            extra={"event": "anchors", "judge": judge, "spearman": found.spearman, "drift": found.drift},
         )
         if alarm:
             log.warning(

@@ -340,7 +340,11 @@ class Curate:
         return count
 
     async def _replay(self, partition: int, first: int, end: int) -> int:
-        log.warning("Redis is behind the log: partition %d, offsets %d to %d", partition, first, end - 1)
+        log.warning(
+            "Redis is behind the log: partition %d, offsets %d to %d",
+            *(partition, first, end - 1),
+            extra={"event": "replay", "partition": partition, "first": first, "last": end - 1},
+        )
         what = f"replay of partition {partition}"
 
         def at(offset: int) -> None:

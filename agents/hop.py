@@ -159,7 +159,13 @@ class Hop:
             letter.left_out, letter.value = len(letter.value), b""
             await self._write(letter, record)
         self._metrics.dead_letters.labels(self.name, error.reason).inc()
-        log.info("%s: %s to the dead letters: %s", self.name, record.position, error.reason)
+        log.info(
+            "%s: %s to the dead letters: %s",
+            self.name,
+            record.position,
+            error.reason,
+            extra={"event": "dead_letter", "hop": self.name, "record": record.position, "reason": error.reason},
+        )
 
     async def _write(self, letter: DeadLetter, record: Inbound) -> None:
         headers = list(record.headers)

@@ -104,7 +104,11 @@ class Rescore:
                     "process's settings up to date, or go back to its judge with `haypile rescore`"
                 )
             state = await self._generations.read()
-            log.info("rescore: from judge %s to %s: %s, %d members", state.judge, mine, begun, state.total)
+            log.info(
+                "rescore: from judge %s to %s: %s, %d members",
+                *(state.judge, mine, begun, state.total),
+                extra={"event": "rescoring", "judge": state.judge, "next_judge": mine, "members": state.total},
+            )
         await self._generations.sweep()
         if state.next_judge == mine and await self._lease.hold() is not None:
             await self._work(state)
@@ -134,7 +138,8 @@ class Rescore:
                 self._show(await self._generations.read())
         if left == 0 and await self._generations.switch():
             self._metrics.generation_switches.inc()
-            log.info("rescore: the buffer is judge %s's now", self._judge.identity)
+            judge = self._judge.identity
+            log.info("rescore: the buffer is judge %s's now", judge, extra={"event": "rescored", "judge": judge})
             await self._generations.sweep()
 
     async def _one(self, name: BufferName, member: Member) -> None:

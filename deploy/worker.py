@@ -293,7 +293,8 @@ class _Worker:
         try:
             if hops is not None:
                 await hops.app.start()
-            log.info("worker runs %s", ", ".join(self.settings.worker.agents))
+            agents = ", ".join(self.settings.worker.agents)
+            log.info("worker runs %s", agents, extra={"event": "started", "agents": agents})
             await self._until_stopped(hops)
         finally:
             self.stop.set()
@@ -304,7 +305,7 @@ class _Worker:
             await chores_end
             await end(tasks)
             await asyncio.to_thread(tracing.close)
-            log.info("worker ended")
+            log.info("worker ended", extra={"event": "ended"})
 
     async def _until_stopped(self, hops: Hops | None) -> None:
         if hops is None:

@@ -88,7 +88,9 @@ class Hops:
         for name, abandoned in zip(self.windows, counts, strict=True):
             if abandoned:
                 log.warning(
-                    "%s: %d records were not done in %g s and are left for redelivery", name, abandoned, self._drain_s
+                    "%s: %d records were not done in %g s and are left for redelivery",
+                    *(name, abandoned, self._drain_s),
+                    extra={"event": "abandoned", "hop": name, "records": abandoned},
                 )
                 self.on_abandoned(name, abandoned)
 

@@ -53,15 +53,28 @@ class OutageLog:
             self._health.bad(f"{self._what} waits", str(error))
         if self._since is None:
             self._since = self._said = now
-            log.warning("%s: waiting: %s", self._what, error)
+            log.warning("%s: waiting: %s", self._what, error, extra={"event": "waiting", "what": self._what})
         elif now - self._said >= 60:
             self._said = now
-            log.warning("%s: still waiting after %.0f s: %s", self._what, now - self._since, error)
+            waited_s = now - self._since
+            log.warning(
+                "%s: still waiting after %.0f s: %s",
+                self._what,
+                waited_s,
+                error,
+                extra={"event": "still_waiting", "what": self._what, "seconds": round(waited_s, 1)},
+            )
 
     def worked(self) -> None:
         """Call at each success."""
         if self._since is not None:
             if self._health is not None:
                 self._health.well(f"{self._what} waits")
-            log.warning("%s: goes on after %.0f s", self._what, self._clock() - self._since)
+            waited_s = self._clock() - self._since
+            log.warning(
+                "%s: goes on after %.0f s",
+                self._what,
+                waited_s,
+                extra={"event": "goes_on", "what": self._what, "seconds": round(waited_s, 1)},
+            )
             self._since = None

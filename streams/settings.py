@@ -577,6 +577,8 @@ class Settings(BaseSettings):
     """Prometheus of the trainer; 0 is off."""
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
     """Of haypile's own loggers."""
+    log_format: Literal["text", "json"] = "text"
+    """`json`: an object a line, with the fields of each event."""
 
     @classmethod
     def settings_customise_sources(

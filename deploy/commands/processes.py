@@ -16,7 +16,7 @@ def worker(
 
     flags = {} if agents is None else {"worker": {"agents": [name.strip() for name in agents.split(",")]}}
     settings = load_settings(flags)
-    set_up_logs(settings.log_level)
+    set_up_logs(settings.log_level, settings.log_format)
 
     from deploy.worker import run_worker
 
@@ -37,7 +37,7 @@ def trainer(
     from streams.settings import load_settings
 
     settings = load_settings()
-    set_up_logs(settings.log_level)
+    set_up_logs(settings.log_level, settings.log_format)
     stop = threading.Event()
     if join is not None:
         from trainers.join import run

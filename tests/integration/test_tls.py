@@ -1,6 +1,7 @@
 """Kafka and Redis over TLS with certificates on both sides, before the real broker and the real Valkey."""
 
 import asyncio
+import json
 import os
 import ssl
 from collections.abc import Iterator
@@ -59,7 +60,7 @@ def test_records_flow_over_tls_and_without_the_certificates_nobody_comes_in(
 ) -> None:
     topics = Topics(secured.kafka, "tls.", security_protocol="SSL", **secured.files)
     raw = prompts(200, seed=5)
-    topics.send([*raw.values()])
+    topics.send([*raw.values(), b'{"prompt": "a secret that is cut'])
     with fake_vllm(tmp_path) as vllm:
         environ = {
             **topics.environ(),
@@ -68,13 +69,15 @@ def test_records_flow_over_tls_and_without_the_certificates_nobody_comes_in(
             "HAYPILE_REDIS__CA_FILE": secured.files["ca_file"],
             "HAYPILE_REDIS__CERT_FILE": secured.files["cert_file"],
             "HAYPILE_JUDGE__URLS": f'["{vllm}"]',
+            "HAYPILE_LOG_FORMAT": "json",
         }
         worker = Worker(tmp_path, "worker", "ingest,score,curate", environ)
         try:
             wait_for("the worker handles records", lambda: worker.handled("curate"), 60)
-            wait_accounted(topics, set(raw), dead=0)
+            wait_accounted(topics, set(raw), dead=1)
             assert worker.terminate(30) == 0
             assert topics.lag(topics.names.scored) == 0
+            assert_no_prompt_in(worker, [json.loads(value)["prompt"] for value in raw.values()])
         finally:
             worker.kill()
         for name, value in environ.items():
@@ -91,3 +94,11 @@ def wrong() -> set[str]:
     """What `haypile doctor` finds wrong of Kafka and Redis by the environment."""
     findings = asyncio.run(examine(load_settings()))
     return {finding.part for finding in findings if not finding.ok} & {"kafka", "redis", "topics"}
+
+
+def assert_no_prompt_in(worker: Worker, prompts: list[str]) -> None:
+    """Each line of the log is JSON, and none has a prompt's text, whole or in part."""
+    events = [json.loads(line) for line in worker.text().splitlines()]
+    assert {"started", "dead_letter", "ended"} <= {event.get("event") for event in events}
+    for prompt in [*prompts, "a secret that is cut"]:
+        assert prompt[:20] not in worker.text()
