@@ -57,7 +57,7 @@ $(VLLM_READY): requirements-vllm.lock
 	touch $@
 	echo "  .venv-vllm is ready after $$((SECONDS - started)) s"
 
-.PHONY: help setup demo up test lint check chaos outage fuzz mutants curation gate bench bench-quick pages format lock clean
+.PHONY: help setup demo up test lint check chaos outage fuzz mutants curation gate bench bench-quick pages audit format lock clean
 
 help:
 	@echo "make setup   the two venvs (every other target does this by itself)"
@@ -75,6 +75,7 @@ help:
 	echo "make bench   measures every stage against its limit and writes the table of docs/performance.md (BENCH=... for one)"
 	echo "make bench-quick  only shows that every benchmark runs"
 	echo "make pages   writes docs/metrics.md and the dashboards of deploy/grafana anew"
+	echo "make audit   known weaknesses of the packages in the lock files (pip-audit; needs the network)"
 	echo "make format  formats the code and applies safe lint fixes"
 	echo "make lock    resolves the lock files anew"
 	echo "make clean   removes the venvs, caches and var/"
@@ -95,6 +96,7 @@ lint: $(READY)
 	@echo "ruff format"; $(BIN)/ruff format --check .
 	echo "ruff check"; $(BIN)/ruff check .
 	echo "mypy --strict"; $(BIN)/mypy
+	echo "bandit"; $(BIN)/bandit --quiet --configfile pyproject.toml --recursive $(PACKAGES)
 	echo "import contracts"; $(BIN)/lint-imports
 
 check: lint test
@@ -123,6 +125,11 @@ curation: $(READY)
 # GATE="--by judge_pairs" for the judge of pairs; --runs, --prompts, --tokens.
 gate: $(READY) $(VLLM_READY)
 	@exec $(BIN)/python -m tests.gate_power $(GATE)
+
+# Asks a service on the network about the packages of the lock files.
+audit: $(READY)
+	@$(BIN)/pip-audit --requirement requirements.lock --no-deps
+	$(BIN)/pip-audit --requirement requirements-vllm.lock --no-deps
 
 # BENCH="buffer growth" for some, printed and not written; BENCH="--write buffer" writes them too.
 bench: $(READY) $(VLLM_READY)

@@ -107,7 +107,8 @@ def replay(feed: Feed, letters: Iterable[Letter], edit_with: str | None) -> Repl
             refused.append(f"{entry.position}: its {entry.letter.left_out} bytes are in the source topic only")
             continue
         if edit_with is not None:
-            edited = subprocess.run(edit_with, shell=True, input=value, capture_output=True, check=False)
+            # The operator's own command, as typed; the record comes on standard input, never into the command.
+            edited = subprocess.run(edit_with, shell=True, input=value, capture_output=True, check=False)  # nosec B602
             if edited.returncode != 0:
                 refused.append(f"{entry.position}: its edit failed")
                 continue

@@ -12,6 +12,7 @@ from streams.errors import Transient
 from streams.records import TrainEvent, decode
 from streams.retry import QUIET_S
 from streams.settings import KafkaSettings
+from streams.tls import kafka_connection
 from streams.topics import Topics
 
 log = logging.getLogger(__name__)
@@ -51,7 +52,7 @@ class RunHistory:
 
     async def _read(self, progress: Callable[[], None]) -> None:
         if self._consumer is None:
-            consumer = AIOKafkaConsumer(bootstrap_servers=self._kafka.bootstrap, enable_auto_commit=False)
+            consumer = AIOKafkaConsumer(**kafka_connection(self._kafka), enable_auto_commit=False)
             self._consumer = consumer
             await consumer.start()
             tp = TopicPartition(self._topic, 0)
