@@ -101,6 +101,7 @@ async def haypile(source: str, target: str, count: int) -> Meter:
     from streams.records import AcceptedPrompt, decode
     from streams.redis_client import connect
     from streams.settings import load_settings
+    from streams.tracing import Tracing
 
     settings = load_settings()
     meter = Meter(count)
@@ -123,6 +124,7 @@ async def haypile(source: str, target: str, count: int) -> Meter:
             poison=Poison(client, settings.redis.namespace, "hop", worker.window, worker.max_attempts),
             limit=DeadLetterLimit(worker.max_dead_share),
             attempts=worker.max_attempts,
+            tracing=Tracing(settings.tracing),
             on_fatal=_fail,
             now_ms=lambda: int(time.time() * 1000),
         )
