@@ -30,7 +30,7 @@ def listen(host: str, port: int, setting: str) -> socket.socket:
 def url_of(bound: socket.socket) -> str:
     """Where it can be reached from this machine."""
     host, port = bound.getsockname()[:2]
-    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)
+    host = {"0.0.0.0": "127.0.0.1", "::": "[::1]"}.get(host, f"[{host}]" if ":" in host else host)  # nosec B104
     return f"http://{host}:{port}"
 
 

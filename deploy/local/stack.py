@@ -216,7 +216,7 @@ class Stack:
         given = self._given.console
         port = given.port if _named(given, "port") and given.port else free_port()
         environ = {**os.environ, **environment(self._flags), "HAYPILE_CONSOLE__PORT": str(port)}
-        host = "127.0.0.1" if given.host in ("0.0.0.0", "::") else given.host
+        host = "127.0.0.1" if given.host in ("0.0.0.0", "::") else given.host  # nosec B104
         address = f"http://{host}:{port}"
         if given.token is None:
             environ["HAYPILE_CONSOLE__TOKEN"] = token = secrets.token_urlsafe(16)
