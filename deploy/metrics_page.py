@@ -6,7 +6,7 @@ from typing import Any, NamedTuple
 from prometheus_client import CollectorRegistry
 from prometheus_client.registry import Collector
 
-from streams.metrics import Metrics
+from streams.metrics import HttpMetrics, Metrics
 from trainers.metrics import TrainerMetrics
 
 INTRO = """\
@@ -14,10 +14,11 @@ INTRO = """\
 
 Made by `python -m deploy.metrics_page > docs/metrics.md`; do not edit.
 
-A worker serves them on `worker.metrics_port` (9108), the trainer on `trainer_metrics_port` (9109), each beside the
-`process_*` metrics of its own process (memory, CPU, open files). Base units everywhere; no label holds an id of a
-prompt, a run or a user. A histogram is three series, `_bucket`, `_sum` and `_count`. What is shared (the buffer, Redis,
-the registry) is told by every process that looks at it: take the `max` over instances, not the sum.
+A worker serves them on `worker.metrics_port` (9108), the trainer on `trainer_metrics_port` (9109), `haypile http` on
+`http.metrics_port` (9110), each beside the `process_*` metrics of its own process (memory, CPU, open files). Base units
+everywhere; no label holds an id of a prompt, a run or a user. A histogram is three series, `_bucket`, `_sum` and
+`_count`. What is shared (the buffer, Redis, the registry) is told by every process that looks at it: take the `max`
+over instances, not the sum.
 """
 
 
@@ -47,10 +48,11 @@ class _Listing(CollectorRegistry):
 
 def declared() -> dict[str, list[Declared]]:
     """The metrics of each process, in the order of their declaration."""
-    worker, trainer = _Listing(), _Listing()
+    worker, trainer, http = _Listing(), _Listing(), _Listing()
     Metrics(worker)
     TrainerMetrics(trainer)
-    return {"Worker": worker.found, "Trainer": trainer.found}
+    HttpMetrics(http)
+    return {"Worker": worker.found, "Trainer": trainer.found, "HTTP interface": http.found}
 
 
 def _table(metrics: Iterable[Declared]) -> list[str]:

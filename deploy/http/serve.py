@@ -2,7 +2,7 @@
 
 import math
 
-from prometheus_client import CollectorRegistry, start_http_server
+from prometheus_client import CollectorRegistry, ProcessCollector, start_http_server
 
 from deploy.http.app import create_app
 from deploy.serving import listen, serve, url_of
@@ -22,6 +22,7 @@ def run_http(settings: Settings) -> None:
     metrics = HttpMetrics(CollectorRegistry())
     if given.metrics_port:
         listen(given.host, given.metrics_port, "http.metrics_port").close()  # its own error would be a traceback
+        ProcessCollector(registry=metrics.registry)
         start_http_server(given.metrics_port, registry=metrics.registry)
     print(f"http interface on {url_of(bound)} (OpenAPI: {url_of(bound)}/openapi.json)", flush=True)
     serve(create_app(settings, metrics), bound, math.ceil(given.timeout_s) + 1)
