@@ -26,9 +26,11 @@ Outcome = Literal[
     "predicted_below",
     "unreadable_again",
     "other_judge",
+    "forgotten",
 ]
 """`predicted_below`: the judge was not asked (`agents.screen`). `unreadable_again`: a member that the next judge cannot
-read (`agents.rescore`). `other_judge` is not published: the record is rated again."""
+read (`agents.rescore`). Not published: `other_judge` (the record is rated again) and `forgotten` (nothing new is
+written about what was forgotten)."""
 Phase = Literal["queued", "sft", "dpo", "gate", "promote", "done", "failed", "rejected"]
 
 
@@ -146,6 +148,29 @@ class DeadLetter(msgspec.Struct, kw_only=True):
     """Bytes of a value that does not fit `kafka.max_message_bytes` in base64: then `value` is empty, and what it was is
     in the source topic only."""
     ts: int
+
+
+class Forgotten(msgspec.Struct, kw_only=True):
+    """`prompts.forgotten`: what must not be used any more (`streams.forgotten`). The newest record of a key counts."""
+
+    kind: Literal["user", "prompt"]
+    """`prompt` is a record's id or a prompt_id."""
+    digest: str
+    """Of the id, hex; the id itself is not kept."""
+    salt: str
+    """Of the digest, hex."""
+    check: str
+    """Of the key that the digest was made with: a process that has another key notices that it would find nothing."""
+    until: int
+    """Epoch milliseconds: what says by its `ts` that it is older is forgotten, whenever it comes."""
+    ends: dict[str, int] = {}
+    """Partition of `prompts.raw` → the next offset then: what stands before it is forgotten, whatever its `ts`."""
+    future: bool = False
+    """What comes later, too."""
+    done: int | None = None
+    """Epoch milliseconds since which it is out of everything that is stored; null: not yet."""
+    ts: int
+    """Of the request, epoch milliseconds."""
 
 
 class Candidate(msgspec.Struct, kw_only=True):

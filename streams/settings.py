@@ -82,6 +82,9 @@ class KafkaSettings(Section):
     repeated send may then be on the wire twice, which changes nothing, because every effect is idempotent by id."""
     max_message_bytes: int = Field(2_000_000, ge=10_000)
     """Largest record that we produce (dead letters carry the original in base64: 4/3 of its size)."""
+    forget_key: SecretStr | None = None
+    """Secret that the digests in `prompts.forgotten` are made with, the same for every process; null: whoever may read
+    that topic can try out user ids. Set it before the first `haypile forget`. From the environment only."""
 
     @field_validator("bootstrap")
     @classmethod
@@ -594,7 +597,6 @@ class Settings(BaseSettings):
 
 
 CONFIG_VARIABLE = "HAYPILE_CONFIG"
-"""Names of fields that a file must not have."""
 
 
 def config_file() -> Path | None:

@@ -22,6 +22,7 @@ class Topics:
     requests: str
     events: str
     feedback: str
+    forgotten: str
 
     def all(self) -> tuple[str, ...]:
         """Every topic that haypile needs."""
@@ -34,6 +35,7 @@ class Topics:
             self.requests,
             self.events,
             self.feedback,
+            self.forgotten,
         )
 
 
@@ -49,13 +51,14 @@ def topic_names(kafka: KafkaSettings) -> Topics:
         requests=f"{p}train.requests",
         events=f"{p}train.events",
         feedback=f"{p}prompts.feedback",
+        forgotten=f"{p}prompts.forgotten",
     )
 
 
 def partitions_of(kafka: KafkaSettings, topic: str) -> int:
     """How many partitions a topic should have: prompts are spread, requests for training are a queue of one."""
     names = topic_names(kafka)
-    return 1 if topic in (names.requests, names.events) else kafka.partitions
+    return 1 if topic in (names.requests, names.events, names.forgotten) else kafka.partitions
 
 
 def configs_of(kafka: KafkaSettings, topic: str) -> dict[str, str]:
@@ -65,15 +68,15 @@ def configs_of(kafka: KafkaSettings, topic: str) -> dict[str, str]:
     replicas two must have a record before it counts as written; of two, waiting for both would stop on the loss of
     one. Requests and events of runs are few and kept for ever: after Kafka's week a trainer that was away would not
     find its request, and the trigger would wait for the end of that run. Of feedback the last word on each
-    prompt stays, however old it is.
+    prompt stays, however old it is; what was forgotten stays so.
     """
     names = topic_names(kafka)
     configs = {"max.message.bytes": str(kafka.max_message_bytes)}
     if kafka.replication >= 3:
         configs["min.insync.replicas"] = "2"
-    if topic in (names.requests, names.events):
+    if topic in (names.requests, names.events, names.forgotten):
         configs["retention.ms"] = "-1"
-    if topic == names.feedback:
+    if topic in (names.feedback, names.forgotten):
         configs["cleanup.policy"] = "compact"
     return configs
 

@@ -30,12 +30,13 @@ def test_topics_take_the_largest_dead_letter_and_two_of_three_replicas_must_have
     assert configs_of(three, "prompts.dead") == {"max.message.bytes": "5000000", "min.insync.replicas": "2"}
 
 
-def test_requests_and_events_of_runs_are_kept_for_ever() -> None:
+def test_requests_and_events_of_runs_and_what_was_forgotten_are_kept_for_ever() -> None:
     kafka = KafkaSettings(topic_prefix="x.")
     kept = {topic for topic in topic_names(kafka).all() if configs_of(kafka, topic).get("retention.ms") == "-1"}
-    assert kept == {"x.train.requests", "x.train.events"}
+    assert kept == {"x.train.requests", "x.train.events", "x.prompts.forgotten"}
 
 
-def test_the_last_word_of_feedback_stays() -> None:
+def test_the_last_word_of_feedback_and_of_what_is_forgotten_stays() -> None:
     kafka = KafkaSettings(topic_prefix="x.")
-    assert configs_of(kafka, "x.prompts.feedback")["cleanup.policy"] == "compact"
+    for topic in ("x.prompts.feedback", "x.prompts.forgotten"):
+        assert configs_of(kafka, topic)["cleanup.policy"] == "compact"
