@@ -28,6 +28,7 @@ from streams.buffer.base import Buffer, BufferGap, JudgeMismatch, Offer, Positio
 from streams.buffer.generations import GenerationMoved, Generations, GenerationState, Role
 from streams.buffer.minhash import Sketch, conversation_text, sketch
 from streams.errors import InvalidRecord, Transient
+from streams.forgotten import ForgottenList
 from streams.metrics import Metrics
 from streams.producer import Producer
 from streams.records import CuratedOutcome, ScoredPrompt, accepted, decode
@@ -73,6 +74,9 @@ class Curator:
 
     With `only`, the active generation is this judge's, whatever comes first, and no judge opens a generation. Without
     `generations` there is one generation, of the judge of the first record.
+
+    What is in `forgotten` is not offered. `refresh` brings that list up to date: it is called in each new epoch of the
+    generations before anything is offered in it, so that after a `fence` nobody offers by an older list.
     """
 
     def __init__(
@@ -84,6 +88,8 @@ class Curator:
         *,
         generations: Generations | None = None,
         only: str | None = None,
+        forgotten: ForgottenList | None = None,
+        refresh: Callable[[], Awaitable[object]] | None = None,
     ) -> None:
         self._settings = settings
         self._main = main
@@ -91,6 +97,10 @@ class Curator:
         self._now_ms = now_ms
         self._generations = generations
         self._only = only
+        self._forgotten = forgotten if forgotten is not None else ForgottenList()
+        self._refresh = refresh
+        self._fresh_in: int | None = None
+        """Epoch of the generations after whose begin the list was refreshed."""
 
     def prepared(self, record: Scored) -> Scored:
         """The record with what it will be compared by, if it seems to have a chance."""
@@ -105,14 +115,17 @@ class Curator:
         """Offers records in their order and moves the positions on, in one atomic call of each generation.
 
         Returns the outcome of each record: None for one that cannot be read, `other_judge` for one whose judge is not
-        in force. What had to go is in the outboxes. Raises `BufferGap` (that generation has taken nothing),
-        `Transient`, and without generations `JudgeMismatch`.
+        in force, `forgotten`. What had to go is in the outboxes. Raises `BufferGap` (that generation has taken
+        nothing), `Transient`, and without generations `JudgeMismatch`.
         """
         if self._generations is None:
             return await self._offer_all(records, positions, {})
         for _ in range(MOST_LOOKS):
             try:
                 state = await self._generations.known()
+                if self._refresh is not None and self._fresh_in != state.epoch:
+                    await self._refresh()
+                    self._fresh_in = state.epoch
                 routes = await self._routes(records, state)
                 return await self._offer_all(records, positions, routes, state)
             except (GenerationMoved, JudgeMismatch):
@@ -124,7 +137,8 @@ class Curator:
         """The generations that each judge's records go to. A judge that is new opens the next one."""
         if self._generations is None:
             raise RuntimeError("no generations")
-        judges = list(dict.fromkeys(record.prompt.judge for record in records if record.prompt is not None))
+        prompts = [record.prompt for record in records if record.prompt is not None]
+        judges = list(dict.fromkeys(prompt.judge for prompt in prompts if self._forgotten.prompt(prompt) is None))
         active = self._only or state.judge or next((judge for judge in judges if judge not in state.retired), None)
         routes: dict[str, list[Role]] = {}
         for judge in judges:
@@ -133,7 +147,8 @@ class Curator:
                 routes[judge].append("active")
             elif not routes[judge] and judge not in state.retired and self._only is None:
                 if state.judge is None:  # the first record of all, and another judge in the same batch
-                    await self._offer_all([r for r in records if r.prompt and r.prompt.judge == active], [], {})
+                    first = [r for r in records if r.prompt and r.prompt.judge == active]
+                    await self._offer_all(first, [], {}, state)
                 else:
                     begun = await self._generations.begin(judge)
                     log.warning("judge %s has rated records, the buffer is of %s: %s", judge, state.judge, begun)
@@ -149,6 +164,11 @@ class Curator:
     ) -> list[CuratedOutcome | None]:
         now = self._now_ms()
         outcomes: list[CuratedOutcome | None] = [None] * len(records)
+        for number, record in enumerate(records):
+            if record.prompt is not None and self._forgotten.prompt(record.prompt) is not None:
+                outcomes[number] = CuratedOutcome(id=record.prompt.id, outcome="forgotten", ts=now)
+        known = [outcome is not None for outcome in outcomes]
+        epoch = state.epoch if state is not None else None
         pairs: list[tuple[Role, Buffer, Buffer]] = [("active", self._main, self._held_out)]
         if self._generations is not None and state is not None and state.next is not None:
             # First, so that the next generation is never behind the active one when it takes its place.
@@ -156,15 +176,17 @@ class Curator:
         for role, main, held_out in pairs:
             mine: list[tuple[int, Scored, ScoredPrompt]] = []
             for number, record in enumerate(records):
-                if record.prompt is not None and role in routes.get(record.prompt.judge, () if routes else ("active",)):
+                if record.prompt is None or known[number]:
+                    continue
+                if role in routes.get(record.prompt.judge, () if routes else ("active",)):
                     mine.append((number, record, record.prompt))
             # Held-out prompts go first: the main buffer keeps the position, so that after a kill in between they are
             # offered again, which changes nothing.
             held = [self._offer(record, prompt, None) for _, record, prompt in mine if prompt.split == "eval"]
             if held:
-                await held_out.offer(held, [])
+                await held_out.offer(held, [], epoch)
             offers = [self._offer(record, prompt, self._refusal(prompt, now)) for _, record, prompt in mine]
-            verdicts = await main.offer(offers, positions)
+            verdicts = await main.offer(offers, positions, epoch)
             for (number, _, _), verdict in zip(mine, verdicts, strict=False):
                 outcomes[number] = verdict
         for number, record in enumerate(records):
@@ -276,7 +298,7 @@ async def replay(
     async for records in log_of_scored.between(partition, first, end):
         outcomes = await curator.apply(records, [Position(partition, first, records[-1].offset)])
         if tell is not None:
-            await tell([o for o in outcomes if o is not None and o.outcome != "other_judge"])
+            await tell([o for o in outcomes if o is not None and o.outcome not in ("other_judge", "forgotten")])
         if others is not None:
             others.update(o.judge or "" for o in outcomes if o is not None and o.outcome == "other_judge")
         count += len(records)
@@ -316,6 +338,8 @@ class Curate:
         outcome = await self._batcher.add(self._curator.prepared(scored))
         if outcome is None:
             raise InvalidRecord("not_scored_record", scored.error)
+        if outcome.outcome == "forgotten":
+            return outcome.outcome
         if outcome.outcome == "other_judge" and scored.prompt is not None:
             again = accepted(scored.prompt)
             await self._producer.send(self._topics.accepted, again, key=again.id, headers=list(record.headers))

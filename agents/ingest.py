@@ -2,7 +2,7 @@
 benchmark or a repeat; redact, set some aside."""
 
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 
 from redis.asyncio import Redis
@@ -17,6 +17,7 @@ from agents.rules.split import split
 from streams.app import Inbound
 from streams.batcher import Batcher
 from streams.errors import InvalidRecord
+from streams.forgotten import ForgottenList
 from streams.metrics import Metrics
 from streams.producer import Producer
 from streams.records import AcceptedPrompt, CuratedOutcome, Outcome
@@ -34,6 +35,16 @@ class _Sighting:
     id: str
 
 
+# KEYS: of prompts.  ARGV: for each, the id that must have brought it.  Returns how many were deleted.
+FORGET = """
+local count = 0
+for i, key in ipairs(KEYS) do
+  if redis.call('GET', key) == ARGV[i] then count = count + redis.call('DEL', key) end
+end
+return count
+"""
+
+
 class Seen:
     """Which id brought a prompt first, for a time window: one small key a prompt in Redis."""
 
@@ -41,18 +52,31 @@ class Seen:
         self._client = client
         self._prefix = f"{{{namespace}}}:seen:"
         self._window_s = window_s
+        self._forget = client.register_script(FORGET)
         self._batcher: Batcher[_Sighting, str] = Batcher(self._flush, BATCH)
 
     async def first(self, prompt_id: str, id: str) -> str:
         """The id that brought this prompt first: `id` itself if it is new (or a redelivery)."""
         return await self._batcher.add(_Sighting(prompt_id, id))
 
+    async def forget(self, sightings: Collection[tuple[str, str]]) -> int:
+        """Forget (prompt_id, id): that the prompt was seen, where this id brought it. Returns how many there were."""
+        count, listed = 0, list(sightings)
+        for start in range(0, len(listed), BATCH):
+            part = listed[start : start + BATCH]
+            with translate(self._client):
+                count += await self._forget(keys=[self._key(p) for p, _ in part], args=[id for _, id in part])
+        return count
+
+    def _key(self, prompt_id: str) -> str:
+        # 128 of the 256 bits: a collision among 10^12 prompts has a chance of 10^-15
+        return self._prefix + prompt_id[:32]
+
     async def _flush(self, sightings: Sequence[_Sighting]) -> list[str]:
         with translate(self._client):
             async with self._client.pipeline(transaction=False) as pipe:
                 for sighting in sightings:
-                    # 128 of the 256 bits: a collision among 10^12 prompts has a chance of 10^-15
-                    key = self._prefix + sighting.prompt_id[:32]
+                    key = self._key(sighting.prompt_id)
                     pipe.set(key, sighting.id, nx=True, get=True, ex=self._window_s)
                 before = await pipe.execute()
         return [
@@ -77,6 +101,7 @@ class Ingest:
         producer: Producer,
         metrics: Metrics,
         now_ms: Callable[[], int] = lambda: int(time.time() * 1000),
+        forgotten: ForgottenList | None = None,
     ) -> None:
         self._settings = settings
         self._topics = topics
@@ -88,10 +113,13 @@ class Ingest:
         self._producer = producer
         self._metrics = metrics
         self._now_ms = now_ms
+        self._forgotten = forgotten if forgotten is not None else ForgottenList()
 
     async def __call__(self, record: Inbound) -> str:
         """Accepts the record or refuses it with an outcome. Raises what `Hop` knows to handle."""
         prompt = self._read(record)
+        if self._forgotten.prompt(prompt) is not None:
+            return "forgotten"
         refusal = self._refusal(prompt)
         if refusal is None:
             first = await self._seen.first(prompt.prompt_id, prompt.id)

@@ -17,6 +17,7 @@ from agents.score import scored
 from streams.buffer.base import BufferName
 from streams.buffer.generations import GenerationMoved, Generations, GenerationState
 from streams.errors import Fatal, InvalidRecord, Transient
+from streams.forgotten import ForgottenList
 from streams.judge import Judge
 from streams.lease import Lease
 from streams.metrics import Metrics
@@ -53,6 +54,7 @@ class Rescore:
         concurrency: int,
         clock: Callable[[], float] = time.monotonic,
         now_ms: Callable[[], int] = lambda: int(time.time() * 1000),
+        forgotten: ForgottenList | None = None,
     ) -> None:
         self._topics = topics
         self._judge = judge
@@ -63,6 +65,7 @@ class Rescore:
         self._slots = asyncio.Semaphore(concurrency)
         self._clock = clock
         self._now_ms = now_ms
+        self._forgotten = forgotten if forgotten is not None else ForgottenList()
         self._outage = OutageLog("rescore", clock)
         self._rated: dict[bytes, float] = {}
         self._rated_for: int | None = None
@@ -159,6 +162,8 @@ class Rescore:
                 await self._generations.skip(name, [prompt.id])
                 self._metrics.rescored.labels("unreadable").inc()
                 return
+        if self._forgotten.prompt(prompt) is not None:  # it leaves the buffer, and with that the list
+            return
         record = scored(accepted(prompt), rating, self._judge.identity)
         await self._producer.send(self._topics.scored, record, key=prompt.id)
         self._metrics.rescored.labels("rated").inc()

@@ -8,6 +8,7 @@ import msgspec
 from agents.screen import Look, Screen
 from streams.app import Inbound
 from streams.errors import InvalidRecord
+from streams.forgotten import ForgottenList
 from streams.judge import Judge, Rating
 from streams.producer import Producer
 from streams.records import AcceptedPrompt, CuratedOutcome, ScoredPrompt, decode
@@ -43,6 +44,7 @@ class Score:
         now_ms: Callable[[], int],
         screen: Screen | None = None,
         ready: asyncio.Event | None = None,
+        forgotten: ForgottenList | None = None,
     ) -> None:
         self._topics = topics
         self._judge = judge
@@ -50,6 +52,7 @@ class Score:
         self._now_ms = now_ms
         self._screen = screen
         self._ready = ready
+        self._forgotten = forgotten if forgotten is not None else ForgottenList()
 
     async def __call__(self, record: Inbound) -> str:
         """Rates the prompt and passes it on with its rating and the judge's id."""
@@ -59,6 +62,8 @@ class Score:
             raise InvalidRecord("not_accepted_record", str(error)) from None
         if self._ready is not None:
             await self._ready.wait()
+        if self._forgotten.prompt(prompt) is not None:
+            return "forgotten"
         # Held-out prompts compete among themselves: the threshold is not theirs.
         look = self._screen.look(prompt) if self._screen is not None and prompt.split == "train" else None
         if look is not None and look.skip:
@@ -68,6 +73,8 @@ class Score:
         rating = await self._judge.rate(prompt.messages)
         if look is not None and self._screen is not None:
             self._screen.learn(look, prompt, rating.difficulty)
+        if self._forgotten.prompt(prompt) is not None:  # while the judge was busy
+            return "forgotten"
         rated = scored(prompt, rating, self._judge.identity)
         await self._producer.send(self._topics.scored, rated, key=prompt.id, headers=list(record.headers))
         return "scored"

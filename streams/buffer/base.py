@@ -135,13 +135,16 @@ class Buffer(Protocol):
 
     rules: BufferRules
 
-    async def offer(self, offers: Sequence[Offer], positions: Sequence[Position]) -> list[CuratedOutcome]:
+    async def offer(
+        self, offers: Sequence[Offer], positions: Sequence[Position], epoch: int | None = None
+    ) -> list[CuratedOutcome]:
         """Apply a batch atomically: an outcome for each offer in their order, then one `evicted` for each that went.
 
         Evictions are kept in the outbox too. `detail`: the member alike (`near_duplicate`), the category
         (`category_full`); of an eviction: the id that replaced an alike one, the category that was full, or None.
         `value` and `bound`: the similarity and its threshold (`near_duplicate`), the members of the category and its
         cap (`category_full`). `by`: who was admitted in place of an evicted one.
+        `epoch`: of the generations, in which the caller decided what to offer; when it is over, `GenerationMoved`.
         Raises `BufferGap` or `JudgeMismatch`; then nothing was applied.
         """
         ...

@@ -119,6 +119,14 @@ class Generations(Protocol):
         """Take members off the list that the next judge cannot rate: they end with the active generation."""
         ...
 
+    async def fence(self) -> None:
+        """End the epoch and nothing else: who decided in an earlier one must look again before it offers anything.
+
+        For rules that come from elsewhere (`streams.forgotten`): make them known, then `fence`; what is offered after
+        it was decided by them.
+        """
+        ...
+
     async def sweep(self) -> int:
         """Free the keys of generations that are over; how many generations there were."""
         ...

@@ -69,7 +69,9 @@ class MemoryBuffer:
         self._admitted_total = 0
         self._evicted_total = 0
 
-    async def offer(self, offers: Sequence[Offer], positions: Sequence[Position]) -> list[CuratedOutcome]:
+    async def offer(
+        self, offers: Sequence[Offer], positions: Sequence[Position], epoch: int | None = None
+    ) -> list[CuratedOutcome]:
         judge = one_judge(offers)
         if judge is not None and self._judge is not None and judge != self._judge:
             raise JudgeMismatch(self._judge, judge)

@@ -57,7 +57,7 @@ class MemoryGenerations:
         now = int(self._clock() * 1000)
         retired = state.retired | ({state.next_judge} if state.next_judge not in (None, state.judge) else set())
         for name, active in self._actives().items():
-            self._next[name] = _Next(active.rules, self._clock, judge)
+            self._next[name] = _Next(active.rules, self._clock, judge, self)
             active.pair(self._next[name], now)
         self._state = _replace(
             state,
@@ -112,6 +112,14 @@ class MemoryGenerations:
     async def skip(self, name: BufferName, ids: Iterable[str]) -> None:
         self._actives()[name].todo -= set(ids)
 
+    async def fence(self) -> None:
+        self._state = _replace(self._state, epoch=self._state.epoch + 1)
+
+    def same(self, epoch: int | None) -> None:
+        """Raises `GenerationMoved` when the epoch is over."""
+        if epoch not in (None, self._state.epoch):
+            raise GenerationMoved("the generations changed")
+
     async def sweep(self) -> int:
         return 0
 
@@ -123,7 +131,10 @@ class _Active(MemoryBuffer):
         super().__init__(rules, clock)
         self._owner = owner
 
-    async def offer(self, offers: Sequence[Offer], positions: Sequence[Position]) -> list[CuratedOutcome]:
+    async def offer(
+        self, offers: Sequence[Offer], positions: Sequence[Position], epoch: int | None = None
+    ) -> list[CuratedOutcome]:
+        self._owner.same(epoch)
         for offer in offers:
             if self._owner.judge not in (None, offer.prompt.judge):
                 raise JudgeMismatch(str(self._owner.judge), offer.prompt.judge)
@@ -141,11 +152,15 @@ class _Active(MemoryBuffer):
 class _Next(MemoryBuffer):
     """Takes its own judge's records only."""
 
-    def __init__(self, rules: BufferRules, clock: Clock, judge: str) -> None:
+    def __init__(self, rules: BufferRules, clock: Clock, judge: str, owner: MemoryGenerations) -> None:
         super().__init__(rules, clock)
         self._expected = judge
+        self._owner = owner
 
-    async def offer(self, offers: Sequence[Offer], positions: Sequence[Position]) -> list[CuratedOutcome]:
+    async def offer(
+        self, offers: Sequence[Offer], positions: Sequence[Position], epoch: int | None = None
+    ) -> list[CuratedOutcome]:
+        self._owner.same(epoch)
         for offer in offers:
             if offer.prompt.judge != self._expected:
                 raise JudgeMismatch(self._expected, offer.prompt.judge)

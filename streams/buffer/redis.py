@@ -198,10 +198,13 @@ class RedisBuffer:
         keys += [shared_keys(self._namespace)[0], todo_key(self._namespace, self._name)]
         return keys if other is None else keys + generation_keys(self._namespace, self._name, other)
 
-    async def _call(self, script: Any, args: Sequence[Any], only: int | None = None) -> Any:
-        """Runs a script on the generation of our role. With `only` it must be that one, else `GenerationMoved`."""
+    async def _call(self, script: Any, args: Sequence[Any], only: int | None = None, epoch: int | None = None) -> Any:
+        """Runs a script on the generation of our role. With `only` it must be that one, else `GenerationMoved`; with
+        `epoch` that epoch."""
         state = await self._pointer.known()
         while True:
+            if epoch not in (None, state.epoch):
+                raise GenerationMoved("the generations changed")
             keys, number = self._keys(state), state.number(self._role)
             if only not in (None, number):
                 raise GenerationMoved(f"the {self._role} generation is {number}, not {only}")
@@ -216,7 +219,9 @@ class RedisBuffer:
     def _now(self) -> int:
         return int(self._clock() * 1000)
 
-    async def offer(self, offers: Sequence[Offer], positions: Sequence[Position]) -> list[CuratedOutcome]:
+    async def offer(
+        self, offers: Sequence[Offer], positions: Sequence[Position], epoch: int | None = None
+    ) -> list[CuratedOutcome]:
         now = self._now()
         near = self.rules.near_duplicate
         state = await self._pointer.known()
@@ -229,12 +234,20 @@ class RedisBuffer:
             "positions": [[p.partition, p.first, p.last] for p in positions],
             "started": state.started_ms or 0,
         }
+<<<<<<< HEAD
         seen = b"".join(tie(o.prompt.prompt_id) + member_key(o.prompt.id) for o in offers if self._role == "next")
         encoded = msgspec.msgpack.encode(head)
-        reply = await self._call(self._offer, [encoded, seen, *self._packed(offers)])
+        reply = await self._call(self._offer, [encoded, seen, *self._packed(offers)], epoch=epoch)
         if reply == [b"whole"]:  # the threshold has fallen (members were removed), or is that of a former generation
             self._threshold = None
-            reply = await self._call(self._offer, [encoded, seen, *self._packed(offers)])
+            reply = await self._call(self._offer, [encoded, seen, *self._packed(offers)], epoch=epoch)
+=======
+        seen = (tie(o.prompt.prompt_id) + member_key(o.prompt.id) for o in offers if self._role == "next")
+        args: list[bytes] = [msgspec.msgpack.encode(head), b"".join(seen)]
+        for offer in offers:
+            args += (b"", b"", b"") if offer.refusal is not None else _packed(offer, near)
+        reply = await self._call(self._offer, args, epoch=epoch)
+>>>>>>> 2d368dd (Hops pass over what is forgotten; a fence keeps an older list from bringing back what was swept)
         if reply[0] == b"judge":
             raise JudgeMismatch(reply[1].decode(), str(head["judge"]))
         if reply[0] == b"gap":

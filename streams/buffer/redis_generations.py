@@ -1,5 +1,6 @@
 """The generations in Redis: two buffers in two roles, and the scripts that change which generation is which."""
 
+import random
 import time
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -12,6 +13,8 @@ from streams.buffer.rank import member_key
 from streams.buffer.redis import KEY_NAMES, NAMES, Pointer, RedisBuffer, generation_keys, script, shared_keys, todo_key
 from streams.records import Member
 from streams.redis_client import translate
+
+FENCE_STEP = 2**20
 
 
 class RedisGenerations:
@@ -99,6 +102,12 @@ class RedisGenerations:
         if gone:
             with translate(self._client):
                 await self._client.zrem(todo_key(self._namespace, name), *gone)
+
+    async def fence(self) -> None:
+        # By a random step: when Redis comes back older and is fenced again, no epoch of before comes back with it.
+        with translate(self._client):
+            await self._client.hincrby(shared_keys(self._namespace)[0], "epoch", random.randint(1, FENCE_STEP))
+        await self._pointer.read()
 
     async def sweep(self) -> int:
         old = shared_keys(self._namespace)[2]

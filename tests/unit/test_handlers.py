@@ -191,7 +191,9 @@ async def test_curate_is_done_when_the_buffer_has_the_record() -> None:
     offer = bench.main.offer
     away = True
 
-    async def failing(offers: Sequence[Offer], positions: Sequence[Position]) -> list[CuratedOutcome]:
+    async def failing(
+        offers: Sequence[Offer], positions: Sequence[Position], epoch: int | None = None
+    ) -> list[CuratedOutcome]:
         if away:
             raise Transient("Redis is away")
         return await offer(offers, positions)
