@@ -27,7 +27,7 @@ from streams.records import TrainRequest
 from streams.retry import OutageLog
 from streams.run_history import RunHistory, RunSpan
 from streams.settings import Settings
-from streams.snapshots import SnapshotError, write_snapshot
+from streams.snapshots import Forget, SnapshotError, write_snapshot
 from streams.timetable import DAY_MS
 from streams.topics import Topics
 from streams.training_orders import AskedRun, Orders, TrainingOrders
@@ -107,6 +107,7 @@ class Trigger:
         producer: Producer,
         metrics: Metrics,
         now_ms: Callable[[], int] = lambda: int(time.time() * 1000),
+        forget: Forget | None = None,
     ) -> None:
         self._settings = settings
         self._topics = topics
@@ -123,6 +124,7 @@ class Trigger:
         self._now_ms = now_ms
         self._changing: set[str] = set()
         """Conditions for which the metrics say when they change."""
+        self._forget = forget
         self._outage = OutageLog("trigger", time.monotonic, metrics.health)
 
     async def run(self, stop: asyncio.Event) -> None:
@@ -216,6 +218,7 @@ class Trigger:
             decision=msgspec.to_builtins(decision),
             settings=public_settings(self._settings),
             now_ms=now,
+            forget=self._forget,
         )
         state.pending = TrainRequest(
             run_id=run_id,

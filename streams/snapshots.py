@@ -11,6 +11,7 @@ import io
 import re
 import shutil
 import uuid
+from collections.abc import Awaitable, Callable
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any, Literal
@@ -19,6 +20,7 @@ import msgspec
 
 from streams.buffer.base import SWITCHED, Buffer
 from streams.errors import HaypileError
+from streams.forgotten import ForgottenList
 from streams.records import Member
 
 VERSION = 1
@@ -42,6 +44,20 @@ class SnapshotFile(msgspec.Struct):
     sha256: str
     ids: list[str]
     """Of the rows, in their order (hardest first)."""
+    path: str | None = None
+    """Its name, where it is not the usual one: rows were forgotten, and the file was written anew."""
+
+
+class Removal(msgspec.Struct, kw_only=True):
+    """Rows that were taken out because they were forgotten (`streams.snapshot_forget`)."""
+
+    request: str
+    """Digest of the deletion record."""
+    rows: dict[SnapshotSplit, int]
+    before: str
+    """SHA-256 of `train.parquet` before: what was trained on that has seen the rows."""
+    at: int
+    """Epoch milliseconds."""
 
 
 class Manifest(msgspec.Struct, kw_only=True):
@@ -59,6 +75,16 @@ class Manifest(msgspec.Struct, kw_only=True):
     """Why the run was decided."""
     settings: dict[str, Any]
     """The settings then, without secrets."""
+    forgotten: list[Removal] = []
+    """Oldest first."""
+
+    def train_sha256(self) -> str:
+        """What tells one state of the rows to train on from another."""
+        return self.files["train.parquet"].sha256
+
+
+Forget = Callable[[], Awaitable[ForgottenList]]
+"""Gives the list of what is forgotten as of now."""
 
 
 async def write_snapshot(
@@ -69,18 +95,26 @@ async def write_snapshot(
     decision: dict[str, Any],
     settings: dict[str, Any],
     now_ms: int,
+    forget: Forget | None = None,
 ) -> str:
     """Write all members under `dest` (local folder or fsspec URL); returns the snapshot's path (absolute) or URL.
 
-    A whole snapshot of that run that is already there is kept: a repeat after a crash changes nothing. Raises
-    `SnapshotError`, and what the buffers raise.
+    A whole snapshot of that run that is already there is kept: a repeat after a crash changes nothing. What is in the
+    list of `forget` is left out; what was asked to be forgotten while this was written is not written either: the
+    snapshot is withdrawn, for the caller to make it again. Raises `SnapshotError`, and what the buffers and `forget`
+    raise.
     """
     if not _run_id.fullmatch(run_id):
         raise SnapshotError(f"snapshot: {run_id!r} cannot be the name of a folder")
-    path = _join(dest if "://" in dest else str(Path(dest).absolute()), run_id)
+    path = join(dest if "://" in dest else str(Path(dest).absolute()), run_id)
     if await asyncio.to_thread(_is_whole, path):
+        await _withdraw_forgotten(path, forget)
         return path
-    members: dict[SnapshotSplit, list[Member]] = {"train": await _all(main), "eval": await _all(held_out)}
+    forgotten = ForgottenList() if forget is None else await forget()
+    members: dict[SnapshotSplit, list[Member]] = {
+        split: [member for member in await _all(buffer) if forgotten.prompt(member.prompt) is None]
+        for split, buffer in zip(SPLITS, (main, held_out), strict=True)
+    }
     judges = {member.prompt.judge for rows in members.values() for member in rows}
     if len(judges) > 1:
         raise SnapshotError(f"snapshot: {SWITCHED}")
@@ -113,7 +147,23 @@ async def write_snapshot(
         await asyncio.to_thread(build)
     except (OSError, ImportError, ValueError) as error:
         raise SnapshotError(f"snapshot: cannot write {path}: {error}") from error
+    await _withdraw_forgotten(path, forget)
     return path
+
+
+async def _withdraw_forgotten(path: str, forget: Forget | None) -> None:
+    """Looks again once the snapshot can be seen: who asks later finds it there (`haypile forget`)."""
+    if forget is None:
+        return
+    forgotten = await forget()
+
+    def is_in_it() -> bool:
+        return any(forgotten.row(row) is not None for split in SPLITS for row in read_rows(path, split))
+
+    found = await asyncio.to_thread(is_in_it) if forgotten else False
+    if found:
+        await asyncio.to_thread(remove_tree, path)
+        raise SnapshotError(f"snapshot: {path} is withdrawn: something in it was forgotten meanwhile")
 
 
 def list_snapshots(dest: str) -> list[str]:
@@ -125,7 +175,7 @@ def list_snapshots(dest: str) -> list[str]:
         import fsspec
 
         system, root = fsspec.core.url_to_fs(dest)
-        return [_join(dest, file.split("/")[-2]) for file in sorted(system.glob(_join(root, f"*/{MANIFEST}")))]
+        return [join(dest, file.split("/")[-2]) for file in sorted(system.glob(join(root, f"*/{MANIFEST}")))]
     except (OSError, ImportError, ValueError) as error:
         raise SnapshotError(f"snapshot: cannot list {dest}: {error}") from None
 
@@ -151,11 +201,11 @@ def remove_snapshot(path: str) -> None:
 
 def read_manifest(path: str) -> Manifest:
     """The manifest of the snapshot at `path`. Raises `SnapshotError`."""
-    text = _read(_join(path, MANIFEST))
+    text = read_file(join(path, MANIFEST))
     try:
         manifest = msgspec.json.decode(text, type=Manifest)
     except msgspec.MsgspecError as error:
-        raise SnapshotError(f"snapshot: {_join(path, MANIFEST)} is not a manifest: {error}") from None
+        raise SnapshotError(f"snapshot: {join(path, MANIFEST)} is not a manifest: {error}") from None
     if manifest.version != VERSION:
         raise SnapshotError(f"snapshot: {path} has version {manifest.version}, this haypile reads {VERSION}")
     return manifest
@@ -168,15 +218,30 @@ def read_rows(path: str, split: SnapshotSplit) -> list[dict[str, Any]]:
     """
     import pyarrow.parquet
 
-    name = f"{split}.parquet"
-    expected = read_manifest(path).files.get(name)
-    if expected is None:
-        raise SnapshotError(f"snapshot: {path} has no {name}")
-    content = _read(_join(path, name))
-    if hashlib.sha256(content).hexdigest() != expected.sha256:
-        raise SnapshotError(f"snapshot: {_join(path, name)} is damaged: its SHA-256 is not the manifest's")
-    rows: list[dict[str, Any]] = pyarrow.parquet.read_table(io.BytesIO(content)).to_pylist()
+    rows: list[dict[str, Any]] = pyarrow.parquet.read_table(io.BytesIO(read_split(path, split))).to_pylist()
     return rows
+
+
+def read_split(path: str, split: SnapshotSplit) -> bytes:
+    """The Parquet file of one split, checked against the manifest. Raises `SnapshotError`."""
+    name = f"{split}.parquet"
+    manifest = read_manifest(path)
+    while True:
+        expected = manifest.files.get(name)
+        if expected is None:
+            raise SnapshotError(f"snapshot: {path} has no {name}")
+        file = join(path, expected.path or name)
+        try:
+            content = read_file(file)
+            if hashlib.sha256(content).hexdigest() == expected.sha256:
+                return content
+            error = SnapshotError(f"snapshot: {file} is damaged: its SHA-256 is not the manifest's")
+        except SnapshotError as missing:
+            error = missing
+        # Something in it may have been forgotten between the two readings.
+        before, manifest = manifest, read_manifest(path)
+        if before.files == manifest.files:
+            raise error
 
 
 def row(member: Member) -> dict[str, Any]:
@@ -198,6 +263,7 @@ def row(member: Member) -> dict[str, Any]:
         "source": prompt.source,
         "ts": prompt.ts,
         "near_duplicates": member.near_duplicates,
+        "origin": prompt.origin,
     }
 
 
@@ -227,6 +293,7 @@ def _parquet(members: list[Member]) -> bytes:
         "source": text,
         "ts": integer,
         "near_duplicates": integer,
+        "origin": text,
     }
     rows = [row(member) for member in members]
     table = pyarrow.table({name: pyarrow.array([r[name] for r in rows], type=kind) for name, kind in types.items()})
@@ -255,11 +322,12 @@ def _publish_remote(path: str, contents: dict[str, bytes]) -> None:
     import fsspec
 
     for name, content in contents.items():  # the manifest is the last
-        with fsspec.open(_join(path, name), "wb") as file:
+        with fsspec.open(join(path, name), "wb") as file:
             file.write(content)
 
 
-def _read(path: str) -> bytes:
+def read_file(path: str) -> bytes:
+    """A file of a local folder or an fsspec URL. Raises `SnapshotError`."""
     try:
         if "://" not in path:
             return Path(path).read_bytes()
@@ -276,11 +344,29 @@ def _is_whole(path: str) -> bool:
     try:
         manifest = read_manifest(path)
         return all(
-            hashlib.sha256(_read(_join(path, name))).hexdigest() == file.sha256 for name, file in manifest.files.items()
+            hashlib.sha256(read_file(join(path, file.path or name))).hexdigest() == file.sha256
+            for name, file in manifest.files.items()
         )
     except SnapshotError:
         return False
 
 
-def _join(path: str, name: str) -> str:
+def remove_tree(path: str) -> None:
+    """A folder or URL with all in it; nothing if it is not there. Raises `SnapshotError`."""
+    try:
+        if "://" not in path:
+            if Path(path).exists():
+                shutil.rmtree(path)
+            return
+        import fsspec
+
+        system, root = fsspec.core.url_to_fs(path)
+        if system.exists(root):
+            system.rm(root, recursive=True)
+    except (OSError, ImportError, ValueError) as error:
+        raise SnapshotError(f"snapshot: cannot remove {path}: {error}") from None
+
+
+def join(path: str, name: str) -> str:
+    """A file of a snapshot."""
     return f"{path.rstrip('/')}/{name}"

@@ -234,20 +234,12 @@ class RedisBuffer:
             "positions": [[p.partition, p.first, p.last] for p in positions],
             "started": state.started_ms or 0,
         }
-<<<<<<< HEAD
         seen = b"".join(tie(o.prompt.prompt_id) + member_key(o.prompt.id) for o in offers if self._role == "next")
         encoded = msgspec.msgpack.encode(head)
         reply = await self._call(self._offer, [encoded, seen, *self._packed(offers)], epoch=epoch)
         if reply == [b"whole"]:  # the threshold has fallen (members were removed), or is that of a former generation
             self._threshold = None
             reply = await self._call(self._offer, [encoded, seen, *self._packed(offers)], epoch=epoch)
-=======
-        seen = (tie(o.prompt.prompt_id) + member_key(o.prompt.id) for o in offers if self._role == "next")
-        args: list[bytes] = [msgspec.msgpack.encode(head), b"".join(seen)]
-        for offer in offers:
-            args += (b"", b"", b"") if offer.refusal is not None else _packed(offer, near)
-        reply = await self._call(self._offer, args, epoch=epoch)
->>>>>>> 2d368dd (Hops pass over what is forgotten; a fence keeps an older list from bringing back what was swept)
         if reply[0] == b"judge":
             raise JudgeMismatch(reply[1].decode(), str(head["judge"]))
         if reply[0] == b"gap":

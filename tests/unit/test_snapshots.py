@@ -63,6 +63,7 @@ async def test_rows_and_manifest(tmp_path: Path, main: MemoryBuffer, held_out: M
         "source": None,
         "ts": 1,
         "near_duplicates": 0,
+        "origin": None,
     }
     assert rows[1]["candidates"] == []
     assert [r["id"] for r in read_rows(path, "eval")] == ["e"]
