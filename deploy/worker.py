@@ -21,6 +21,7 @@ from redis.asyncio import Redis
 from agents.anchors import Anchors, AnchorStore
 from agents.answer import Answer
 from agents.curate import Curate, Curator, Log
+from agents.forget import Forget, Sweeper
 from agents.hop import Handler, Hop
 from agents.ingest import Ingest, Seen
 from agents.poison import Poison
@@ -37,6 +38,7 @@ from streams.buffer.base import Buffer, rules
 from streams.buffer.redis_generations import RedisGenerations
 from streams.cancel import end
 from streams.errors import Fatal, HaypileError, SettingsError, Transient
+from streams.forgotten_log import REFRESH_S, ForgottenLog
 from streams.judge import Judge
 from streams.lease import Lease
 from streams.metrics import Metrics
@@ -122,6 +124,10 @@ class _Worker:
                 client, settings.redis.namespace, rules(settings.buffer, "main"), rules(settings.buffer, "eval")
             )
             main, held_out = generations.main, generations.held_out
+            seen = Seen(client, settings.redis.namespace, settings.ingest.repeat_window_s)
+            forgotten = ForgottenLog(settings.kafka)
+            stack.push_async_callback(forgotten.close)
+            await self._patiently(forgotten.refresh)  # nothing is handled by an empty list
             judge_pool = await stack.enter_async_context(judge_pool_of(settings))
             judge = Judge(judge_pool, settings.judge, self.metrics)
 
@@ -141,13 +147,14 @@ class _Worker:
                 ingest = Ingest(
                     settings.ingest,
                     self.topics,
-                    seen=Seen(client, settings.redis.namespace, settings.ingest.repeat_window_s),
+                    seen=seen,
                     contamination=intake.contamination(settings.ingest),
                     languages=languages,
                     count_tokens=intake.token_counter(settings.ingest.tokenizer),
                     redactor=intake.redactor(settings.ingest),
                     producer=producer,
                     metrics=self.metrics,
+                    forgotten=forgotten.known,
                 )
                 handlers["ingest"] = (self.topics.raw, ingest)
             if "score" in agents:
@@ -162,7 +169,15 @@ class _Worker:
                     metrics=self.metrics,
                 )
                 chores.append(lambda: anchors.run(self.stop, ready))
-                score = Score(self.topics, judge=judge, producer=producer, now_ms=_now_ms, screen=screen, ready=ready)
+                score = Score(
+                    self.topics,
+                    judge=judge,
+                    producer=producer,
+                    now_ms=_now_ms,
+                    screen=screen,
+                    ready=ready,
+                    forgotten=forgotten.known,
+                )
                 handlers["score"] = (self.topics.accepted, score)
                 rescore = Rescore(
                     self.topics,
@@ -172,11 +187,22 @@ class _Worker:
                     producer=producer,
                     metrics=self.metrics,
                     concurrency=settings.judge.rescore_concurrency,
+                    forgotten=forgotten.known,
                 )
                 chores.append(lambda: self._when(ready, lambda: rescore.run(self.stop)))
+            sweeper = None
             if "curate" in agents:
+                sweeper = Sweeper(client, settings.redis.namespace, generations, seen)
                 curate = Curate(
-                    Curator(settings.buffer, main, held_out, _now_ms, generations=generations),
+                    Curator(
+                        settings.buffer,
+                        main,
+                        held_out,
+                        _now_ms,
+                        generations=generations,
+                        forgotten=forgotten.known,
+                        refresh=forgotten.refresh,
+                    ),
                     [main, held_out],
                     self.topics,
                     log_of_scored=Log(settings.kafka, self.topics),
@@ -189,8 +215,10 @@ class _Worker:
                 answer = await self._answer(stack, client, main, pools, judge)
                 chores.append(lambda: answer.run(self.stop))
             if "trigger" in agents:
-                trigger = self._trigger(client, main, held_out, producer)
+                trigger = self._trigger(client, main, held_out, producer, forgotten)
                 chores.append(lambda: trigger.run(self.stop))
+            forget = Forget(forgotten, sweeper)
+            chores.append(lambda: self._forget(forget))
             await self._run(handlers, chores, producer, client)
 
     async def _answer(
@@ -224,7 +252,9 @@ class _Worker:
             metrics=self.metrics,
         )
 
-    def _trigger(self, client: Redis, main: Buffer, held_out: Buffer, producer: Producer) -> Trigger:
+    def _trigger(
+        self, client: Redis, main: Buffer, held_out: Buffer, producer: Producer, forgotten: ForgottenLog
+    ) -> Trigger:
         # Only a worker that decides about training imports what that needs.
         from agents.trigger import Trigger
         from streams.run_history import RunHistory
@@ -249,6 +279,7 @@ class _Worker:
             champion=lambda: registry.champion().version,
             producer=producer,
             metrics=self.metrics,
+            forget=forgotten.refresh,
         )
 
     async def _run(
@@ -342,6 +373,16 @@ class _Worker:
         while not await self._stopped_within(REPAIR_S):
             try:
                 await curate.repair()
+                outage.worked()
+            except Transient as error:
+                outage.failed(error)
+
+    async def _forget(self, forget: Forget) -> None:
+        """Looks every few seconds whether somebody asked to be forgotten."""
+        outage = OutageLog("prompts.forgotten", time.monotonic, self.metrics.health)
+        while not await self._stopped_within(REFRESH_S):
+            try:
+                await forget.once()
                 outage.worked()
             except Transient as error:
                 outage.failed(error)

