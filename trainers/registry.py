@@ -17,7 +17,7 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -63,6 +63,8 @@ class Manifest(msgspec.Struct, kw_only=True):
     """The last canary before it was to serve (`trainers.canary.Report`); null before that."""
     pruned_at: int | None = None
     """When retention removed the weights (epoch milliseconds); null: they are there."""
+    trained_on: dict[str, str] = {}
+    """Snapshots that its rows may come from, replay included → SHA-256 of their `train.parquet` when it read them."""
 
     @property
     def refused(self) -> bool:
@@ -139,6 +141,7 @@ class Registry:
         judge: str | None,
         metrics: dict[str, Any],
         now_ms: int,
+        trained_on: dict[str, str] | None = None,
     ) -> Manifest:
         """Copy the adapter in the folder `source` into the registry under a new version and return its manifest.
 
@@ -169,6 +172,7 @@ class Registry:
                     metrics=metrics,
                     created_at=now_ms,
                     sha256=sha256,
+                    trained_on=trained_on or {},
                 )
                 write_synced(scratch / MANIFEST, msgspec.json.format(msgspec.json.encode(manifest)))
                 scratch.chmod(0o755)  # mkdtemp makes it private; vLLM may run as another user
@@ -214,6 +218,24 @@ class Registry:
             write_atomic(self.graves / f"{version}.json", msgspec.json.format(msgspec.json.encode(manifest)))
             os.rename(self.adapters / version, self.adapters / f".gone-{version}")
             self._sweep()
+
+    def forget_rows(self, version: str, prompt_ids: Collection[str], *, dry_run: bool = False) -> int:
+        """Take prompts out of a gate's report; how many there were. Its figures stay as they were measured."""
+        with self._lock(".lock"):
+            folder = self.path(version)
+            file = folder / GATE
+            try:
+                report = msgspec.json.decode(file.read_bytes(), type=dict[str, Any])
+            except FileNotFoundError:
+                return 0
+            except (OSError, msgspec.MsgspecError) as error:
+                raise Fatal(f"{file} is not readable: {error}") from None
+            rows = report.get("rows", [])
+            kept = [row for row in rows if row.get("prompt_id") not in prompt_ids]
+            if len(kept) < len(rows) and not dry_run:
+                report["rows"], report["forgotten"] = kept, report.get("forgotten", 0) + len(rows) - len(kept)
+                write_atomic(file, msgspec.json.format(msgspec.json.encode(report)))
+            return len(rows) - len(kept)
 
     def verify(self, version: str) -> None:
         """Check the digests. Raises `Fatal` with the file that differs."""

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from streams.errors import HaypileError, SettingsError
+from streams.records import Forgotten
 from trainers.dataset import Row, TrainingSet, Turns, build
 from trainers.rundir import Failure, Metrics, Plan, Progress, RunFolder
 
@@ -217,7 +218,21 @@ def prepare(plan: Plan, tokenizer: Any) -> TrainingSet:
         seed=plan.recipe.seed,
         held_out=held_out,
         earlier=earlier,
+        banned=_banned([*rows, *earlier], plan.forgotten),
     )
+
+
+def _banned(rows: Sequence[Row], records: Sequence[Forgotten]) -> set[str]:
+    """Prompt ids of forgotten rows. Raises `Fatal` when this process has not the key of the deletion records."""
+    if not records:
+        return set()
+    from streams.forgotten import ForgottenList
+    from streams.settings import load_settings
+
+    forgotten = ForgottenList.of(load_settings().kafka)
+    for record in records:
+        forgotten.take(record)
+    return {str(row["prompt_id"]) for row in rows if forgotten.row(row) is not None}
 
 
 def summary(data: TrainingSet) -> Metrics:

@@ -20,7 +20,7 @@ from typing import TypeVar
 import msgspec
 
 from streams.errors import Fatal, InvalidRecord
-from streams.records import Phase, TrainRequest
+from streams.records import Forgotten, Phase, TrainRequest
 from trainers.recipe import Recipe
 
 Metrics = dict[str, float | int | str | bool | None]
@@ -45,6 +45,10 @@ class Plan(msgspec.Struct, kw_only=True):
     """For replay, newest first."""
     held_out_snapshots: list[str] = []
     """Every snapshot that some version was trained or compared on: what they held out is never trained on."""
+    trained_on: dict[str, str] = {}
+    """Snapshots that rows may come from → SHA-256 of their `train.parquet` when the run was planned."""
+    forgotten: list[Forgotten] = []
+    """What must not be trained on, where the snapshots are not rid of it yet."""
 
 
 class Progress(msgspec.Struct, kw_only=True):

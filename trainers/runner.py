@@ -17,13 +17,15 @@ from typing import Any
 import msgspec
 
 from streams.errors import Fatal, HaypileError, Transient
-from streams.records import Phase, TrainEvent, TrainRequest
+from streams.forgotten import ForgottenList
+from streams.records import Forgotten, Phase, TrainEvent, TrainRequest
 from streams.retry import OutageLog, patiently
 from streams.settings import Settings
 from streams.snapshots import read_manifest, read_rows
 from streams.vllm import VllmPool
 from trainers.canary import CanaryFailed
 from trainers.everyday import everyday_rows
+from trainers.forgetting import Forget, has_changed, prompt_ids, start_over, states_of
 from trainers.gate import Pairs, Rewards, evaluate
 from trainers.gate_page import page
 from trainers.launch import TrainingProcess
@@ -81,7 +83,9 @@ class Runner:
         rewards: Rewards,
         metrics: TrainerMetrics,
         pairs: Pairs | None = None,
+        forget: Forget | None = None,
     ) -> None:
+        self._forget = forget
         self._settings = settings
         self._recipe = recipe
         self._registry = registry
@@ -124,11 +128,16 @@ class Runner:
 
     async def _steps(self, run: "_Run", still_ours: StillOurs) -> tuple[Phase, str]:
         await run.announce("queued", {"snapshot": run.request.snapshot, "reasons": ", ".join(run.request.reasons)})
-        plan = await asyncio.to_thread(self._plan, run)
-        await self._train(run, plan)
+        plan = await self._trained(run)
         manifest = await asyncio.to_thread(self._into_registry, run, plan)
         run.record.version = manifest.version
         run.save()
+
+        async def still_right() -> None:
+            await still_ours()
+            await self._check_learned(run, plan)
+
+        await self._check_learned(run, plan)  # who asks from here on finds the version in the registry
         await run.announce("gate", {"version": manifest.version})
         report = await self._gate(run, plan, manifest)
         numbers = {name: value for name, value in report.items() if isinstance(value, float | int | str | bool)}
@@ -138,13 +147,37 @@ class Runner:
             return "rejected", str(report["reason"])
         await run.announce("promote", {})
         try:
-            name = await self._promote(manifest.version, str(report["reason"]), still_ours)
+            name = await self._promote(manifest.version, str(report["reason"]), still_right)
         except CanaryFailed as error:
             return "rejected", f"{error} (the gate had said: {report['reason']})"
         run.learned({"served_as": name})
         return "done", str(report["reason"])
 
-    def _plan(self, run: "_Run") -> Plan:
+    async def _trained(self, run: "_Run") -> Plan:
+        """Train by the plan; anew, when something in its snapshots was forgotten while it trained."""
+        while True:
+            forgotten = await self._forgotten()
+            plan = await asyncio.to_thread(self._plan, run, forgotten.records())
+            await self._train(run, plan)
+            if self._registry.of_run(run.request.run_id) or not await asyncio.to_thread(has_changed, plan):
+                return plan
+            log.warning("run %s starts over: something that it trained on was forgotten", run.request.run_id)
+            await asyncio.to_thread(start_over, run.folder)
+
+    async def _check_learned(self, run: "_Run", plan: Plan) -> None:
+        if await asyncio.to_thread(has_changed, plan):
+            await asyncio.to_thread(start_over, run.folder)
+            raise RunFailed("forgotten", "its adapter may have learned from something that was forgotten meanwhile")
+
+    async def _forgotten(self) -> ForgottenList:
+        if self._forget is None:
+            return ForgottenList()
+        outage = OutageLog("prompts.forgotten", time.monotonic)
+        found = await patiently(self._forget, outage.failed)
+        outage.worked()
+        return found
+
+    def _plan(self, run: "_Run", forgotten: list[Forgotten]) -> Plan:
         """The plan of the run: made once, then read."""
         plan = run.folder.read(Plan, "plan.json")
         if plan is not None:
@@ -168,7 +201,10 @@ class Runner:
             champion=str(self._registry.path(champion)) if champion else None,
             earlier_snapshots=earlier[: self._recipe.data.replay_snapshots],
             held_out_snapshots=sorted({m.snapshot for m in self._registry.versions()} - {request.snapshot}),
+            forgotten=forgotten,
         )
+        replayed = plan.earlier_snapshots if self._recipe.data.replay_share > 0 else []
+        plan.trained_on = states_of([plan.snapshot, *replayed])
         run.folder.write("request.json", request)
         run.folder.write("plan.json", plan)
         log.info("run %s: %s from %s in %s", request.run_id, training.recipe, request.snapshot, run.folder.path)
@@ -232,6 +268,7 @@ class Runner:
             # What it learned from besides its own snapshot: a run that starts from the base has no parent that says so.
             metrics={**run.folder.progress().metrics, "earlier_snapshots": plan.earlier_snapshots},
             now_ms=int(time.time() * 1000),
+            trained_on=plan.trained_on,
         )
 
     async def _gate(self, run: "_Run", plan: Plan, manifest: Manifest) -> dict[str, Any]:
@@ -249,6 +286,10 @@ class Runner:
                     raise RunFailed("gate", str(error)) from None
                 log.warning("gate: %s; once more", error)
         await asyncio.to_thread(self._registry.set_gate, manifest.version, msgspec.to_builtins(made), page(made))
+        # Who asks from here on finds the report; what was asked before is taken out by us.
+        gone = prompt_ids(rows, await self._forgotten())
+        if gone:
+            await asyncio.to_thread(self._registry.forget_rows, manifest.version, gone)
         return self._registry.show(manifest.version).gate or {}
 
     async def _compare(self, rows: list[dict[str, Any]], plan: Plan, challenger: str) -> GateReport:

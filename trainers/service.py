@@ -22,6 +22,7 @@ from prometheus_client import CollectorRegistry, ProcessCollector, start_http_se
 
 from streams.cancel import end
 from streams.errors import Fatal, HaypileError, InvalidRecord, SettingsError, Transient
+from streams.forgotten_log import ForgottenLog
 from streams.judge import Judge
 from streams.lease import Lease
 from streams.pairs import PairJudge
@@ -144,6 +145,8 @@ class _Trainer:
         client = connect(settings.redis)
         self._stack.push_async_callback(client.aclose)
         self._lease = Lease(client, settings.redis.namespace, "trainer", LEASE_S)
+        forgotten = ForgottenLog(settings.kafka)
+        self._stack.push_async_callback(forgotten.close)
         pool = await self._stack.enter_async_context(_reward_pool(settings))
         judge_pool = await self._stack.enter_async_context(_judge_pool(settings))
         rubric = Judge(judge_pool, settings.judge).rubric
@@ -155,6 +158,7 @@ class _Trainer:
             rewards=Rewarder(pool, settings, rubric),
             metrics=self._metrics,
             pairs=PairJudge(judge_pool, settings, rubric),
+            forget=forgotten.refresh,
         )
 
     async def close(self) -> None:
