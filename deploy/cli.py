@@ -19,6 +19,7 @@ from deploy.commands import (
     doctor,
     eval,
     explain,
+    forget,
     http,
     ingest,
     judge,
@@ -69,6 +70,7 @@ app.command("status")(status.status)
 app.command("doctor")(doctor.doctor)
 app.command("explain")(explain.explain)
 app.command("eval")(eval.evaluate)
+app.command("forget")(forget.forget)
 app.command("train")(train.train)
 app.command("pause")(pause.pause)
 app.command("resume")(pause.resume)

@@ -9,7 +9,8 @@ from typing import Any, TypeVar
 
 import msgspec
 
-from deploy.kafka import read_topics
+from deploy.kafka import forgotten_of, read_topics
+from deploy.letters import whose
 from deploy.log_search import Found, LogSearch, Searched
 from streams.errors import HaypileError
 from streams.records import (
@@ -17,6 +18,7 @@ from streams.records import (
     CuratedOutcome,
     DeadLetter,
     Feedback,
+    Forgotten,
     Member,
     RawPrompt,
     ScoredPrompt,
@@ -89,6 +91,8 @@ class Evidence:
     """Ids of runs that mixed rows of these snapshots in again."""
     events: list[TrainEvent] = field(default_factory=list)
     searched: list[Searched] = field(default_factory=list)
+    forgotten: Forgotten | None = None
+    """Why nothing of it may be told."""
     unread: list[str] = field(default_factory=list)
     """What could not be looked at, and why."""
 
@@ -129,7 +133,22 @@ async def gather(settings: Settings, id: str, seconds: float) -> Evidence:
     await _try(evidence, "the snapshots", asyncio.to_thread(_snapshots, settings, evidence))
     if evidence.snapshots:
         await _try(evidence, "the runs", asyncio.to_thread(_runs, settings, evidence))
+    await _try(evidence, "what is forgotten", asyncio.to_thread(_forgotten, settings, evidence))
     return evidence
+
+
+def _forgotten(settings: Settings, evidence: Evidence) -> None:
+    known = forgotten_of(settings.kafka)
+    prompt, outcome = evidence.prompt(), next((o for o in evidence.outcomes if o.origin), None)
+    if prompt is not None:
+        evidence.forgotten = known.prompt(prompt)
+    elif evidence.raw is not None and (raw := evidence.raw[1]) is not None:
+        at = evidence.raw[0]
+        evidence.forgotten = known.find(raw.id or at.place, None, raw.user_id, None, at.place)
+    elif letters := [found for letter in evidence.letters if (found := whose(letter, known)) is not None]:
+        evidence.forgotten = letters[0]
+    else:
+        evidence.forgotten = known.find(evidence.id, None, None, None, outcome.origin if outcome is not None else None)
 
 
 async def _try(evidence: Evidence, what: str, task: Coroutine[Any, Any, None]) -> None:

@@ -65,6 +65,10 @@ class Story:
 
 def tell(evidence: Evidence) -> Story:
     """The story. Pure."""
+    if evidence.forgotten is not None:
+        return Story(
+            evidence.id, True, f"forgotten, as was asked at {_time(evidence.forgotten.ts)}: nothing of it is told"
+        )
     prompt = evidence.prompt()
     story = Story(evidence.id, known=True, now=_now(evidence))
     story.came = _came(evidence, prompt)

@@ -6,7 +6,11 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from streams.errors import Transient
+import msgspec
+
+from streams.errors import Fatal, Transient
+from streams.forgotten import ForgottenList
+from streams.records import Forgotten, decode
 from streams.settings import KafkaSettings, Settings
 from streams.tls import kafka_connection
 from streams.topics import topic_names
@@ -56,6 +60,8 @@ class Message:
     key: bytes | None
     value: bytes
     headers: tuple[tuple[str, bytes], ...] = ()
+    ts: int = 0
+    """Epoch milliseconds, the broker's."""
 
 
 class Follower:
@@ -83,7 +89,15 @@ class Follower:
         with translated(self._kafka):
             batches = self._consumer.poll(timeout_ms=int(timeout_s * 1000))
         return [
-            Message(tp.topic, tp.partition, record.offset, record.key, record.value or b"", tuple(record.headers or ()))
+            Message(
+                tp.topic,
+                tp.partition,
+                record.offset,
+                record.key,
+                record.value or b"",
+                tuple(record.headers or ()),
+                record.timestamp,
+            )
             for tp, records in batches.items()
             for record in records
         ]
@@ -128,6 +142,47 @@ def read_topics(kafka: KafkaSettings, *topics: str) -> list[Message]:
         return list(follower.until_end())
     finally:
         follower.close()
+
+
+def forgotten_of(kafka: KafkaSettings) -> ForgottenList:
+    """What is forgotten as of now. Raises `Transient`, and `Fatal` for records made with another key."""
+    return forgotten_in(kafka, read_topics(kafka, topic_names(kafka).forgotten))
+
+
+def forgotten_in(kafka: KafkaSettings, messages: Iterable[Message]) -> ForgottenList:
+    """The same from messages that were read; those of other topics are passed over."""
+    found = ForgottenList.of(kafka)
+    for message in messages:
+        if message.value and message.topic == topic_names(kafka).forgotten:
+            try:
+                found.take(decode(Forgotten, message.value), message.offset)
+            except (msgspec.MsgspecError, ValueError) as error:
+                raise Fatal(f"{message.topic}: offset {message.offset} cannot be read: {error}") from None
+    return found
+
+
+def ends_of(kafka: KafkaSettings, topic: str) -> dict[int, int]:
+    """The next offset of each partition, by a fetch at the end (the end that Tansu tells is short by a batch)."""
+    from kafka import TopicPartition
+
+    with translated(kafka):
+        consumer = new_consumer(kafka)
+        try:
+            tps = [TopicPartition(topic, p) for p in sorted(consumer.partitions_for_topic(topic) or ())]
+            if not tps:
+                return {}
+            ends = consumer.end_offsets(tps)
+            consumer.assign(tps)
+            for tp in tps:
+                consumer.seek(tp, ends[tp])
+            heard = time.monotonic()
+            while any(consumer.highwater(tp) is None for tp in tps):
+                if time.monotonic() - heard > SILENCE_S:
+                    raise Transient(f"Kafka at {kafka.bootstrap} sent nothing for {SILENCE_S:g} s: look at the broker")
+                consumer.poll(timeout_ms=POLL_MS)
+            return {tp.partition: max(ends[tp], consumer.highwater(tp)) for tp in tps}
+        finally:
+            consumer.close()
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import msgspec
 
 from deploy.feeding import Feed
-from deploy.kafka import Message, read_topics
+from deploy.kafka import Message, forgotten_in, read_topics
 from streams.errors import Fatal
-from streams.records import DeadLetter, decode
+from streams.forgotten import ForgottenList
+from streams.records import DeadLetter, Forgotten, decode
 from streams.settings import KafkaSettings
 from streams.topics import topic_names
 
@@ -45,34 +46,68 @@ class Letter:
 
 def read_letters(kafka: KafkaSettings) -> list[Letter]:
     """All dead letters, as `letters_of` has them. Raises `Transient`."""
-    return letters_of(read_topics(kafka, topic_names(kafka).dead))
+    names = topic_names(kafka)
+    messages = read_topics(kafka, names.forgotten, names.dead)
+    return letters_of((m for m in messages if m.topic == names.dead), forgotten_in(kafka, messages))
 
 
-def letters_of(messages: Iterable[Message]) -> list[Letter]:
-    """The dead letters in records of `prompts.dead`, the oldest first; one that was written twice (a redelivery) once.
+def letters_of(messages: Iterable[Message], forgotten: ForgottenList) -> list[Letter]:
+    """The dead letters in records of `prompts.dead`, the oldest first; one that was written twice (a redelivery) once,
+    one that is forgotten not at all.
 
     One that was sent back and died again is told by its last death only, which has the others in its trail: else each
     replay would double what the next one sends.
     """
     found: dict[tuple[str, str], Letter] = {}
     for message in messages:
-        try:
-            letter = decode(DeadLetter, message.value)
-        except msgspec.MsgspecError as error:
-            letter = DeadLetter(
-                reason="not_a_dead_letter",
-                error=str(error),
-                topic=message.topic,
-                partition=message.partition,
-                offset=message.offset,
-                value=message.value,
-                ts=0,
-            )
+        letter = letter_of(message)
         entry = Letter(letter, message.headers)
+        if whose(letter, forgotten) is not None:
+            continue
         found.setdefault((entry.position, letter.reason), entry)
     earlier = {attempt.get("at") for entry in found.values() for attempt in entry.attempts}
     last = [entry for entry in found.values() if entry.position not in earlier]
     return sorted(last, key=lambda entry: entry.letter.ts)
+
+
+def letter_of(message: Message) -> DeadLetter:
+    """The dead letter in a record of `prompts.dead`; one of its own for what is none."""
+    try:
+        return decode(DeadLetter, message.value)
+    except msgspec.MsgspecError as error:
+        return DeadLetter(
+            reason="not_a_dead_letter",
+            error=str(error),
+            topic=message.topic,
+            partition=message.partition,
+            offset=message.offset,
+            value=message.value,
+            ts=0,
+        )
+
+
+def whose(letter: DeadLetter, forgotten: ForgottenList) -> Forgotten | None:
+    """Why the record in a dead letter is forgotten, as far as its bytes say whose it is; or None.
+
+    It may be a raw record or one of a later hop; bytes that are no JSON object name nobody.
+    """
+    if not forgotten:
+        return None
+    place = f"{letter.topic}:{letter.partition}:{letter.offset}"
+    try:
+        record = json.loads(letter.value)
+    except (ValueError, RecursionError):
+        record = {}
+    if not isinstance(record, dict):
+        record = {}
+
+    def text(name: str) -> str | None:
+        value = record.get(name)
+        return str(value) if isinstance(value, str | int) else None
+
+    # A raw record says in many ways when it was, or does not: where it stands is enough.
+    origin = text("origin") or place
+    return forgotten.find(text("id") or place, text("prompt_id"), text("user_id"), None, origin)
 
 
 def by_reason(letters: Iterable[Letter]) -> dict[str, list[Letter]]:

@@ -5,7 +5,17 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from deploy.commands.common import JsonOption, buffer_of, console, generations_of, needs, one_line, print_json, run
+from deploy.commands.common import (
+    JsonOption,
+    buffer_of,
+    console,
+    forgotten_log,
+    generations_of,
+    needs,
+    one_line,
+    print_json,
+    run,
+)
 from deploy.set_formats import SetFormat
 
 if TYPE_CHECKING:
@@ -156,15 +166,17 @@ def rebuild(
 
 async def _rebuild(settings: "Settings", judge: str | None) -> dict[str, Any]:
     """What was replayed. Workers may go on meanwhile: what they apply is applied once."""
+    import asyncio
     import time
     from collections import Counter
 
     from agents.curate import Curator, Log, replay
     from streams.judge import identity_of
-    from streams.topics import topic_names
+    from streams.topics import create_topics, topic_names
 
     log = Log(settings.kafka, topic_names(settings.kafka))
-    async with generations_of(settings) as generations:
+    await asyncio.to_thread(create_topics, settings.kafka)  # one may be of a later version than this installation
+    async with generations_of(settings) as generations, forgotten_log(settings) as forgotten:
         state = await generations.read()
         if judge is not None and judge != state.judge and state.next is not None:
             await generations.cancel()  # it was for members of another judge
@@ -176,6 +188,8 @@ async def _rebuild(settings: "Settings", judge: str | None) -> dict[str, Any]:
             lambda: int(time.time() * 1000),
             generations=generations,
             only=judge,
+            forgotten=forgotten.known,
+            refresh=forgotten.refresh,
         )
         committed = await log.committed()
         await generations.main.clear()

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from streams.buffer.base import BufferName
     from streams.buffer.redis import RedisBuffer
     from streams.buffer.redis_generations import RedisGenerations
+    from streams.forgotten_log import ForgottenLog
     from streams.settings import Settings
     from streams.training_orders import TrainingOrders
 
@@ -115,3 +116,16 @@ def reason_line(text: str) -> str:
     if len(folded) > 300:
         raise SettingsError(f"--reason has {len(folded)} characters; 300 are the most")
     return folded
+
+
+@asynccontextmanager
+async def forgotten_log(settings: "Settings") -> "AsyncIterator[ForgottenLog]":
+    """The list of what is forgotten, closed afterwards. Raises `Transient`, and `Fatal` for records of another key."""
+    from streams.forgotten_log import ForgottenLog
+
+    log = ForgottenLog(settings.kafka)
+    try:
+        await log.refresh()
+        yield log
+    finally:
+        await log.close()

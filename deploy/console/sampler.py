@@ -14,12 +14,13 @@ from deploy.commands.common import generations_of
 from deploy.console.history import History, Outcomes, Sample, bar
 from deploy.console.runs import Runs
 from deploy.degraded import Degradation, degradations
-from deploy.kafka import Message, TopicState, readers_of, topic_states
+from deploy.kafka import Follower, Message, TopicState, forgotten_in, readers_of, topic_states
 from deploy.letters import Letter, letters_of
 from deploy.tail import Tail
 from streams.buffer.base import BufferStats
 from streams.buffer.generations import GenerationState
 from streams.errors import HaypileError, Transient
+from streams.forgotten import ForgottenList
 from streams.health import HealthStore, ProcessHealth
 from streams.records import CuratedOutcome, DeadLetter, TrainEvent, decode
 from streams.redis_client import connect
@@ -63,6 +64,10 @@ class Sampler:
         self._letters: deque[Message] = deque()
         self._letters_bytes = 0
         self._tail: Tail | None = None
+        self._deletions: Follower | None = None
+        self._asked: list[Message] = []
+        self._forgotten: ForgottenList | None = None
+        """None until it is read: nothing is shown that may be on it."""
         # kafka-python's consumers are for one thread.
         self._thread = ThreadPoolExecutor(1, "console-kafka")
 
@@ -94,7 +99,7 @@ class Sampler:
 
     def letters(self) -> list[Letter]:
         """The latest dead letters, the oldest first."""
-        return letters_of(self._letters)
+        return [] if self._forgotten is None else letters_of(self._letters, self._forgotten)
 
     async def _guarded(self, part: str, look: Callable[[], Awaitable[T]]) -> T | None:
         try:
@@ -127,11 +132,28 @@ class Sampler:
             names = self._names
             self._tail = Tail(self.settings.kafka, (names.curated, names.dead, names.events), LAST)
         try:
+            self._look_for_deletions()
             return self._tail.come(LIMIT)
         except Transient:
             self._tail.close()
             self._tail = None
             raise
+
+    def _look_for_deletions(self) -> None:
+        """Bring the list of what is forgotten up to date. Raises `Transient`, and `Fatal` without its key."""
+        kafka = self.settings.kafka
+        try:
+            if self._deletions is None:
+                self._deletions = Follower(kafka, (self._names.forgotten,))
+                self._asked = list(self._deletions.until_end())
+            else:
+                self._asked += self._deletions.poll(0.1)
+        except Transient:
+            if self._deletions is not None:
+                self._deletions.close()
+            self._deletions, self._forgotten = None, None
+            raise
+        self._forgotten = forgotten_in(kafka, self._asked)
 
     def _take(self, message: Message) -> None:
         if message.topic == self._names.curated:

@@ -9,6 +9,7 @@ from deploy import letters as module
 from deploy.kafka import Message
 from deploy.letters import TRAIL, Letter, by_reason, find, read_letters, replay
 from streams.errors import Fatal
+from streams.forgotten import ForgottenList
 from streams.records import DeadLetter, encode
 from streams.settings import KafkaSettings
 
@@ -42,7 +43,7 @@ class Feed:
 @pytest.fixture
 def topic(monkeypatch: pytest.MonkeyPatch) -> list[Message]:
     messages: list[Message] = []
-    monkeypatch.setattr(module, "read_topics", lambda kafka, name: messages)
+    monkeypatch.setattr(module, "read_topics", lambda kafka, *names: messages)
     return messages
 
 
@@ -103,3 +104,20 @@ def test_what_is_no_dead_letter_is_shown_as_such(topic: list[Message]) -> None:
         "prompts.dead:2:5",
         b"hello",
     )
+
+
+def test_a_letter_of_somebody_who_is_forgotten_is_neither_shown_nor_sent_back(topic: list[Message]) -> None:
+    known = ForgottenList()
+    record = known.request("user", "anna", ends={0: 5}, future=False, now_ms=1)
+    values = [
+        b'{"id": "a", "prompt": 42, "user_id": "anna"}',
+        b'{"id": "b", "prompt": 42, "user_id": "berta"}',
+        b"no JSON: of nobody",
+    ]
+    for offset, value in enumerate(values):
+        dead = DeadLetter(
+            reason="wrong_type", error="e", topic="prompts.raw", partition=0, offset=offset, value=value, ts=1
+        )
+        topic.append(Message("prompts.dead", 0, offset, b"", encode(dead)))
+    topic.insert(0, Message("prompts.forgotten", 0, 0, b"", encode(record)))
+    assert [entry.letter.offset for entry in read()] == [1, 2]
