@@ -1,6 +1,7 @@
 """After a fence nobody offers what was decided before it: what the right to be forgotten stands on."""
 
 from collections.abc import AsyncIterator, Callable
+from typing import Any
 
 import pytest
 import pytest_asyncio
@@ -97,6 +98,39 @@ async def test_a_curator_with_an_old_list_brings_back_nothing_that_was_swept(mak
     assert await other.main.positions() == {0: 2}, "or it would be read again for ever"
     await curator.apply(records, [Position(0, 0, 2)])
     assert refreshed == 2, "once an epoch"
+
+
+async def test_a_fence_that_somebody_else_of_the_process_has_noticed_still_holds(make: Make) -> None:
+    """Both share what is known of the generations: the epoch that counts is the one in which the curator decided."""
+    known, topic = ForgottenList(), ForgottenList()
+
+    async def refresh() -> None:
+        for record in topic.records():
+            known.take(record)
+
+    generations = make()
+    real = generations.main.offer
+
+    async def late(*args: Any) -> Any:
+        generations.main.offer = real  # type: ignore[method-assign]
+        topic.take(topic.request("prompt", "a", ends={}, future=False, now_ms=1))
+        await make().fence()
+        await generations.read()
+        return await real(*args)
+
+    generations.main.offer = late  # type: ignore[method-assign]
+    curator = Curator(
+        BufferSettings(near_duplicate=None),
+        generations.main,
+        generations.held_out,
+        lambda: 1,
+        generations=generations,
+        forgotten=known,
+        refresh=refresh,
+    )
+    [outcome] = await curator.apply([Scored(0, 0, offer("a").prompt)], [Position(0, 0, 0)])
+    assert outcome is not None and outcome.outcome == "forgotten"
+    assert (await generations.main.stats()).size == 0
 
 
 async def test_a_list_that_cannot_be_refreshed_lets_nothing_through(make: Make) -> None:
