@@ -88,8 +88,15 @@ class Report:
 class Forgetter:
     """One run of the command. Its methods raise what Redis, Kafka, snapshots and registry raise."""
 
-    def __init__(self, settings: Settings, say: Say = lambda line: None, settle_s: float = SETTLE_S) -> None:
+    def __init__(
+        self,
+        settings: Settings,
+        say: Say = lambda line: None,
+        settle_s: float = SETTLE_S,
+        now_ms: Callable[[], int] = lambda: int(time.time() * 1000),
+    ) -> None:
         self._settings = settings
+        self._now_ms = now_ms
         self._say = say
         self._settle_s = settle_s
         self._registry = Registry(settings.training.registry)
@@ -97,8 +104,10 @@ class Forgetter:
     async def forget(self, kind: str, id: str, *, future: bool, retrain: bool, dry_run: bool) -> Report:
         """Ask for it, and do it."""
         known = await self._known(dry_run)
-        ends = await asyncio.to_thread(ends_of, self._settings.kafka, topic_names(self._settings.kafka).raw)
-        record = known.request(kind, id, ends=ends, future=future, now_ms=_now_ms())
+        raw = topic_names(self._settings.kafka).raw
+        found = await asyncio.to_thread(ends_of, self._settings.kafka, raw)
+        ends = {f"{raw}:{partition}": end for partition, end in found.items()}
+        record = known.request(kind, id, ends=ends, future=future, now_ms=self._now_ms())
         if dry_run:
             known = ForgottenList.of(self._settings.kafka)
             known.take(record)
@@ -165,7 +174,7 @@ class Forgetter:
         await self._look(parts.sweeper, known, report)
         if not report.left:
             for record in open_requests:
-                record.done = _now_ms()
+                record.done = self._now_ms()
                 await self._publish(parts.producer, record)
         return report
 
@@ -183,7 +192,7 @@ class Forgetter:
         self._say(f"{len(paths)} snapshots to look through")
         for path in paths:
             try:
-                gone = forget_rows(path, known.row, _now_ms())
+                gone = forget_rows(path, known.row, self._now_ms())
             except SnapshotError:
                 if path in list_snapshots(self._settings.training.snapshots):
                     raise
@@ -211,7 +220,7 @@ class Forgetter:
                 manifest = read_manifest(path)
             except SnapshotError:
                 continue
-            states[path] = states_with(manifest, digests)
+            states[path] = states_with(manifest.forgotten, digests)
             removed_at[path] = max((r.at for r in manifest.forgotten if r.request in digests), default=0)
         return {path: found for path, found in states.items() if found}, removed_at
 
@@ -274,7 +283,7 @@ class Forgetter:
                 states[path] = {manifest.train_sha256(), *(removal.before for removal in manifest.forgotten)}
         report.reports = forget_answers(self._registry, prompts, dry_run=True)
         report.runs = clear_runs(settings.training.work_dir, states, dry_run=True)
-        self._adapters(report, states, dict.fromkeys(states, _now_ms()), paths)
+        self._adapters(report, states, dict.fromkeys(states, self._now_ms()), paths)
         return report
 
 
@@ -308,7 +317,3 @@ async def _keep(lease: Lease) -> None:
 
 def _by_split(rows: list[ForgottenRow]) -> dict[str, int]:
     return {split: sum(row.split == split for row in rows) for split in ("train", "eval")}
-
-
-def _now_ms() -> int:
-    return int(time.time() * 1000)

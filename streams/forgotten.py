@@ -18,7 +18,6 @@ from typing import Any
 from streams.errors import Fatal
 from streams.records import AcceptedPrompt, Forgotten
 from streams.settings import KafkaSettings
-from streams.topics import topic_names
 
 DIGEST_BYTES = 20
 SALT_BYTES = 16
@@ -38,26 +37,25 @@ def key_of(kafka: KafkaSettings) -> bytes:
 
 
 def place_of(origin: str) -> tuple[str, str, int] | None:
-    """Topic, partition and offset of `topic:partition:offset`; None if it is no place."""
-    topic, _, rest = origin.partition(":")
-    partition, _, offset = rest.partition(":")
-    return (topic, partition, int(offset)) if partition.isdigit() and offset.isdigit() else None
+    """Topic, `topic:partition` and offset of a place `topic:partition:offset`; None if it is none."""
+    partition, _, offset = origin.rpartition(":")
+    topic, _, number = partition.rpartition(":")
+    return (topic, partition, int(offset)) if topic and number.isdigit() and offset.isdigit() else None
 
 
 class ForgottenList:
     """All deletion records by their digest. `upto` is the offset of the last record that asked for something."""
 
-    def __init__(self, key: bytes = b"", raw_topic: str = "prompts.raw") -> None:
+    def __init__(self, key: bytes = b"") -> None:
         self._key = key
-        self._raw_topic = raw_topic
         self._salts: dict[bytes, None] = {}
         self._found: dict[tuple[str, str], Forgotten] = {}
         self.upto = -1
 
     @classmethod
     def of(cls, kafka: KafkaSettings) -> "ForgottenList":
-        """An empty one with the key and the topic of the settings."""
-        return cls(key_of(kafka), topic_names(kafka).raw)
+        """An empty one with the key of the settings."""
+        return cls(key_of(kafka))
 
     def __bool__(self) -> bool:
         return bool(self._found)
@@ -89,8 +87,11 @@ class ForgottenList:
         if record.done is None:
             self.upto = max(self.upto, offset)
 
-    def request(self, kind: str, id: str, *, ends: Mapping[int, int], future: bool, now_ms: int) -> Forgotten:
-        """The deletion record of an id, under the salt that is in use (else a new one). The list is not changed."""
+    def request(self, kind: str, id: str, *, ends: Mapping[str, int], future: bool, now_ms: int) -> Forgotten:
+        """The deletion record of an id, under the salt that is in use (else a new one). The list is not changed.
+
+        `ends`: the next offset of each `topic:partition` of the raw topic.
+        """
         salt = next(iter(self._salts), None) or os.urandom(SALT_BYTES)
         return Forgotten(
             kind="user" if kind == "user" else "prompt",
@@ -98,7 +99,7 @@ class ForgottenList:
             salt=salt.hex(),
             check=digest(self._key, salt, "check", ""),
             until=now_ms,
-            ends={str(partition): end for partition, end in ends.items()},
+            ends=dict(ends),
             future=future,
             ts=now_ms,
         )
@@ -134,6 +135,10 @@ class ForgottenList:
         if record.future or origin is None or (ts is not None and ts <= record.until):
             return True
         place = place_of(origin)
-        if place is None or place[0] != self._raw_topic:
+        if place is None:
             return True
-        return place[2] < record.ends.get(place[1], 0)
+        topic, partition, offset = place
+        if partition in record.ends:
+            return offset < record.ends[partition]
+        # A partition that was added later, or a topic of which nothing is known.
+        return not any(known.rpartition(":")[0] == topic for known in record.ends)

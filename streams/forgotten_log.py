@@ -23,7 +23,8 @@ log = logging.getLogger(__name__)
 REFRESH_S = 2.0
 """How often a process looks by itself."""
 FETCH_MS = 200
-"""An idle fetch of this consumer is answered after this, so that a refresh takes half a second."""
+"""An idle fetch of this consumer is answered after this: so long a refresh takes at most."""
+POLL_MS = 20
 
 
 class ForgottenLog:
@@ -63,14 +64,17 @@ class ForgottenLog:
             await consumer.start()
             consumer.assign([tp])
             await consumer.seek_to_beginning(tp)
+        # The end that is told may be short by a batch (Tansu); what a fetch tells that is answered after this is not.
+        heard = self._consumer.last_poll_timestamp(tp)
         end = (await self._consumer.end_offsets([tp]))[tp]
         while True:
-            batches = await self._consumer.getmany(tp, timeout_ms=2 * FETCH_MS)
+            batches = await self._consumer.getmany(tp, timeout_ms=POLL_MS)
             for message in batches.get(tp, []):
                 self._take(message.value, message.offset)
-            # The end that is told may be short by a batch (Tansu); what a fetch tells is not.
             high = self._consumer.highwater(tp)
-            if not batches and high is not None and await self._consumer.position(tp) >= max(end, high):
+            if batches or high is None or self._consumer.last_poll_timestamp(tp) == heard:
+                continue
+            if await self._consumer.position(tp) >= max(end, high):
                 return
 
     def _take(self, value: bytes | None, offset: int) -> None:

@@ -164,7 +164,7 @@ class Forgotten(msgspec.Struct, kw_only=True):
     until: int
     """Epoch milliseconds: what says by its `ts` that it is older is forgotten, whenever it comes."""
     ends: dict[str, int] = {}
-    """Partition of `prompts.raw` → the next offset then: what stands before it is forgotten, whatever its `ts`."""
+    """`topic:partition` of `prompts.raw` → the next offset then: what stands before is forgotten, whatever its `ts`."""
     future: bool = False
     """What comes later, too."""
     done: int | None = None

@@ -11,7 +11,7 @@ import io
 import os
 import uuid
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -79,11 +79,12 @@ def forget_rows(path: str, find: Find, now_ms: int) -> list[ForgottenRow]:
     return gone
 
 
-def states_with(manifest: Manifest, digests: set[str]) -> set[str]:
-    """SHA-256 of `train.parquet` in every state of a snapshot that had rows to train on of these deletion records."""
+def states_with(forgotten: Sequence[Removal], digests: set[str]) -> set[str]:
+    """SHA-256 of `train.parquet` in every state of a snapshot that had rows to train on of these deletion records, by
+    what its manifest says of rows that left."""
     states: list[str] = []
     found: set[str] = set()
-    for removal in manifest.forgotten:
+    for removal in forgotten:
         if removal.before not in states:
             states.append(removal.before)
         if removal.request in digests and removal.rows.get("train", 0):

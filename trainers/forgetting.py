@@ -13,6 +13,7 @@ import msgspec
 
 from streams.errors import HaypileError, InvalidRecord
 from streams.forgotten import ForgottenList
+from streams.snapshot_forget import states_with
 from streams.snapshots import read_manifest
 from trainers.registry import Manifest, Registry
 from trainers.rundir import Plan, RunFolder
@@ -64,6 +65,21 @@ def _direct(manifest: Manifest, states: Mapping[str, Collection[str]], removed_a
 def untold(manifests: Sequence[Manifest], known: Collection[str]) -> list[str]:
     """Versions of which nothing can be told: a snapshot that they learned from is not there any more."""
     return [m.version for m in manifests if not {m.snapshot, *m.trained_on} <= set(known)]
+
+
+def has_learned(registry: Registry, version: str) -> bool:
+    """Whether a version, or what it goes on from, learned from a row that was forgotten since."""
+    lineage = registry.lineage(version)
+    states: dict[str, set[str]] = {}
+    removed_at: dict[str, int] = {}
+    for path in {path for manifest in lineage for path in (manifest.snapshot, *manifest.trained_on)}:
+        try:
+            gone = read_manifest(path).forgotten
+            states[path] = states_with(gone, {removal.request for removal in gone})
+        except HaypileError:
+            continue
+        removed_at[path] = max((removal.at for removal in gone), default=0)
+    return bool(learned(lineage[::-1], states, removed_at))
 
 
 def clean_ancestor(registry: Registry, version: str | None, tainted: Collection[str]) -> str | None:

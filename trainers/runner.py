@@ -25,7 +25,7 @@ from streams.snapshots import read_manifest, read_rows
 from streams.vllm import VllmPool
 from trainers.canary import CanaryFailed
 from trainers.everyday import everyday_rows
-from trainers.forgetting import Forget, has_changed, prompt_ids, start_over, states_of
+from trainers.forgetting import Forget, has_changed, has_learned, prompt_ids, start_over, states_of
 from trainers.gate import Pairs, Rewards, evaluate
 from trainers.gate_page import page
 from trainers.launch import TrainingProcess
@@ -192,6 +192,10 @@ class Runner:
                 )
         champion = self._registry.champion().version
         parent = request.parent_adapter if self._recipe.start == "champion" else None
+        if parent is not None and parent != champion and has_learned(self._registry, parent):
+            raise RunFailed(
+                "forgotten", f"{parent}, which it was to go on from, learned from what was forgotten and serves no more"
+            )
         earlier = [s for s in learned_from(self._registry.lineage(request.parent_adapter)) if s != request.snapshot]
         plan = Plan(
             snapshot=request.snapshot,

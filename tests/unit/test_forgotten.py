@@ -11,7 +11,7 @@ from streams.records import AcceptedPrompt, Forgotten, Message, encode
 from streams.settings import KafkaSettings
 
 NOW = 1_790_000_000_000
-ENDS = {0: 10, 1: 0}
+ENDS = {"prompts.raw:0": 10, "prompts.raw:1": 0}
 
 
 def prompt(user_id: str | None = "anna", ts: int = NOW - 1, origin: str | None = "prompts.raw:0:9") -> AcceptedPrompt:
@@ -58,7 +58,7 @@ def test_what_was_there_until_the_request_is_forgotten_and_nothing_else(
 
 def test_the_newest_record_of_an_id_counts_and_all_share_a_salt() -> None:
     found = asked("user", "anna", future=True)
-    later = found.request("user", "anna", ends={0: 20}, future=False, now_ms=NOW + 9)
+    later = found.request("user", "anna", ends={"prompts.raw:0": 20}, future=False, now_ms=NOW + 9)
     assert later.digest == found.records()[0].digest and len(later.salt) == 32
     found.take(later, 5)
     assert len(found) == 1 and found.upto == 5

@@ -108,7 +108,7 @@ def test_what_is_no_dead_letter_is_shown_as_such(topic: list[Message]) -> None:
 
 def test_a_letter_of_somebody_who_is_forgotten_is_neither_shown_nor_sent_back(topic: list[Message]) -> None:
     known = ForgottenList()
-    record = known.request("user", "anna", ends={0: 5}, future=False, now_ms=1)
+    record = known.request("user", "anna", ends={"prompts.raw:0": 5}, future=False, now_ms=1)
     values = [
         b'{"id": "a", "prompt": 42, "user_id": "anna"}',
         b'{"id": "b", "prompt": 42, "user_id": "berta"}',

@@ -89,10 +89,10 @@ async def test_the_states_that_had_the_rows_are_known_afterwards(dest: str) -> N
         forget_rows(path, forgotten(*users).row, NOW)
     manifest = read_manifest(path)
     carla, berta, anna = (removal.request for removal in manifest.forgotten)
-    assert states_with(manifest, {carla}) == set(), "held out only: nobody learned from it"
-    assert states_with(manifest, {berta}) == {states[0]} and states[0] == states[1]
-    assert states_with(manifest, {anna}) == {states[1], states[2]}
-    assert manifest.train_sha256() not in states_with(manifest, {berta, anna})
+    assert states_with(manifest.forgotten, {carla}) == set(), "held out only: nobody learned from it"
+    assert states_with(manifest.forgotten, {berta}) == {states[0]} and states[0] == states[1]
+    assert states_with(manifest.forgotten, {anna}) == {states[1], states[2]}
+    assert manifest.train_sha256() not in states_with(manifest.forgotten, {berta, anna})
 
 
 class Killed(BaseException):
