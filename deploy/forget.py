@@ -35,7 +35,7 @@ from streams.settings import Settings
 from streams.snapshot_forget import ForgottenRow, forget_rows, forgotten_rows, states_with
 from streams.snapshots import SnapshotError, list_snapshots, read_manifest
 from streams.topics import create_topics, topic_names
-from trainers.forgetting import Learned, clean_ancestor, clear_runs, forget_answers, learned, untold
+from trainers.forgetting import Learned, clean_ancestor, clear_runs, family, forget_answers, learned, untold
 from trainers.promotion import Servers, move
 from trainers.registry import Registry
 
@@ -228,7 +228,9 @@ class Forgetter:
         self, report: Report, states: dict[str, set[str]], removed_at: dict[str, int], paths: list[str]
     ) -> None:
         manifests = self._registry.versions()
-        report.adapters = learned(manifests, states, removed_at)
+        there = {manifest.version for manifest in manifests}
+        found = learned(family(self._registry), states, removed_at)
+        report.adapters = [adapter for adapter in found if adapter.version in there]
         known = {adapter.version for adapter in report.adapters}
         report.untold = [version for version in untold(manifests, paths) if version not in known]
         report.champion = self._registry.champion().version

@@ -8,12 +8,12 @@ from collections.abc import Awaitable, Callable
 from dataclasses import dataclass
 
 from deploy.clients import judge_pool, serving_pool, teacher_pool
-from deploy.kafka import topic_states
-from streams.errors import HaypileError
+from deploy.kafka import forgotten_of, topic_states
+from streams.errors import Fatal, HaypileError
 from streams.judge import Judge
 from streams.records import Message
 from streams.redis_client import connect, translate
-from streams.settings import Settings
+from streams.settings import KafkaSettings, Settings
 from streams.topics import partitions_of, topic_names
 from streams.vllm import VllmPool
 from trainers.promotion import served_name
@@ -72,7 +72,22 @@ async def _kafka(settings: Settings) -> list[Finding]:
             found.append(Finding("topics", False, f"{name} has {have} partitions, the settings say {want}", to_do))
     if len(found) == 1:
         found.append(Finding("topics", True, f"all {len(names)} are there, with the partitions of the settings"))
-    return found
+    return found + await asyncio.to_thread(forgotten_findings, kafka)
+
+
+def forgotten_findings(kafka: KafkaSettings) -> list[Finding]:
+    """Whether what was asked to be forgotten is, and whether this process has the key that says so."""
+    try:
+        known = forgotten_of(kafka)
+    except Fatal as error:
+        return [
+            Finding("forgotten", False, str(error), "set HAYPILE_KAFKA__FORGET_KEY to the key of the other processes")
+        ]
+    unfinished = known.unfinished()
+    if unfinished:
+        what = f"{len(unfinished)} of {len(known)} requests to forget are not finished"
+        return [Finding("forgotten", False, what, "haypile forget --resume")]
+    return [Finding("forgotten", True, f"{len(known)} requests, all finished")] if known else []
 
 
 async def _redis(settings: Settings) -> list[Finding]:

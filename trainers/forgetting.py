@@ -82,10 +82,20 @@ def has_learned(registry: Registry, version: str) -> bool:
     return bool(learned(lineage[::-1], states, removed_at))
 
 
+def family(registry: Registry) -> list[Manifest]:
+    """All versions with all that they go on from, parents before children."""
+    known = {manifest.version: manifest for manifest in registry.versions()}
+    for manifest in list(known.values()):
+        if manifest.parent is not None and manifest.parent not in known:
+            known |= {ancestor.version: ancestor for ancestor in registry.lineage(manifest.parent)}
+    return sorted(known.values(), key=lambda manifest: (manifest.created_at, manifest.version))
+
+
 def clean_ancestor(registry: Registry, version: str | None, tainted: Collection[str]) -> str | None:
-    """The newest ancestor of a version that has not learned from it; None: the base model."""
+    """The newest ancestor of a version that has not learned from it and can be served; None: the base model."""
+    there = {manifest.version for manifest in registry.versions()}
     for manifest in registry.lineage(version):
-        if manifest.version not in tainted:
+        if manifest.version in there - set(tainted):
             return manifest.version
     return None
 

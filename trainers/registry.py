@@ -235,6 +235,8 @@ class Registry:
             if len(kept) < len(rows) and not dry_run:
                 report["rows"], report["forgotten"] = kept, report.get("forgotten", 0) + len(rows) - len(kept)
                 write_atomic(file, msgspec.json.format(msgspec.json.encode(report)))
+                for page in folder.glob("*.html"):  # made of the report, with the texts
+                    page.unlink(missing_ok=True)
             return len(rows) - len(kept)
 
     def verify(self, version: str) -> None:

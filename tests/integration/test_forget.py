@@ -19,9 +19,10 @@ import pytest
 
 from deploy.forget import Report
 from deploy.letters import read_letters
+from deploy.probes import forgotten_findings
 from streams.records import Forgotten, decode
 from streams.redis_client import connect
-from streams.settings import RedisSettings, load_settings
+from streams.settings import KafkaSettings, RedisSettings
 from streams.snapshots import list_snapshots, read_manifest, read_rows
 from tests.support import fake_training, forgetting
 from tests.support.flow import members, wait_accounted
@@ -59,6 +60,9 @@ class Town:
         environ = self.environ | {fake_training.VARIABLE: "ok"}
         trainer = Process(["-m", "tests.support.fake_training"], self.folder / "trainer.log", environ)
         self.processes += [worker, trainer]
+
+    def kafka(self) -> KafkaSettings:
+        return KafkaSettings.model_validate(self.topics.kafka.model_dump() | {"forget_key": "pepper"})
 
     def phases(self) -> list[str]:
         return [event["phase"] for event in self.topics.json(self.topics.names.events)]
@@ -190,6 +194,10 @@ def test_a_user_is_forgotten(town: Town, monkeypatch: pytest.MonkeyPatch) -> Non
     assert town.topics.read(names.forgotten) == []
 
     town.killed_at("asked", "user", town.user)
+    [finding] = forgotten_findings(town.kafka())
+    assert not finding.ok and finding.to_do == "haypile forget --resume"
+    [finding] = forgotten_findings(town.topics.kafka)  # without the key
+    assert not finding.ok and "another kafka.forget_key" in finding.what
     hers_ids = {json.loads(record)["id"] for record in hers}
     wait_for("that the worker sweeps by itself", lambda: not town.members() & hers_ids, 30)
     town.killed_at("snapshots to look through", "resume")
@@ -197,6 +205,7 @@ def test_a_user_is_forgotten(town: Town, monkeypatch: pytest.MonkeyPatch) -> Non
     assert report.left == [] and [a.version for a in report.adapters] == [champion] and report.tainted
     assert report.snapshots == {snapshot: would["snapshots"][snapshot]}
     assert asyncio.run(forgetting.forget(["resume"])) is None, "it is done"
+    assert [finding.ok for finding in forgotten_findings(town.kafka())] == [True]
 
     # It is nowhere but in the topics, where the report says.
     assert town.in_redis() == []
@@ -223,7 +232,7 @@ def test_a_user_is_forgotten(town: Town, monkeypatch: pytest.MonkeyPatch) -> Non
     assert town.in_redis() == []
     town.haypile("buffer", "rebuild", "--yes")
     assert town.members() == before and town.in_redis() == []
-    assert read_letters(load_settings().kafka) == []
+    assert read_letters(town.kafka()) == []
     assert "forgotten" in town.haypile("explain", f"{town.user}-1")["now"]
     accepted = len(town.topics.read(names.accepted))
     town.topics.send([json.dumps(json.loads(r) | {"ts": 1_700_000_000_000}).encode() for r in hers])

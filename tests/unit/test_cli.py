@@ -171,11 +171,21 @@ def test_config_show_tells_origins_and_hides_secrets(tmp_path: Path) -> None:
     assert found["redis.url"]["value"] == "redis://********@localhost:1/0"
 
 
-def test_secrets_in_the_file_are_refused(tmp_path: Path) -> None:
-    (tmp_path / "haypile.yaml").write_text("judge: {api_key: secret}\n")
+@pytest.mark.parametrize(
+    ("secret", "variable"),
+    [("judge: {api_key: secret}", "HAYPILE_JUDGE__API_KEY"), ("kafka: {forget_key: x}", "HAYPILE_KAFKA__FORGET_KEY")],
+)
+def test_secrets_in_the_file_are_refused(tmp_path: Path, secret: str, variable: str) -> None:
+    (tmp_path / "haypile.yaml").write_text(f"{secret}\n")
     run = haypile("config", "show", cwd=tmp_path)
     assert run.returncode == 2
-    assert "HAYPILE_JUDGE__API_KEY" in run.stderr.decode()
+    assert variable in run.stderr.decode()
+
+
+@pytest.mark.parametrize("arguments", [(), ("--user", "a", "--resume"), ("--resume", "--dry-run"), ("--user", "")])
+def test_who_is_to_be_forgotten_is_said_once(arguments: tuple[str, ...]) -> None:
+    result = CliRunner().invoke(app, ["forget", *arguments])
+    assert isinstance(result.exception, SettingsError)
 
 
 def test_models_of_an_empty_registry(tmp_path: Path) -> None:

@@ -175,9 +175,11 @@ async def test_answers_and_checkpoints_of_runs_that_are_over_go(bench: Bench) ->
     manifest = bench.registry.of_run("run1")
     assert manifest is not None
     held_out = one_of(bench, "eval")
+    page = bench.registry.path(manifest.version) / "gate.html"
+    page.write_text("its texts")
     assert forget_answers(bench.registry, {held_out}, dry_run=True) == {manifest.version: 1}
     assert forget_answers(bench.registry, {held_out, "other"}) == {manifest.version: 1}
-    assert forget_answers(bench.registry, {held_out}) == {}
+    assert forget_answers(bench.registry, {held_out}) == {} and not page.exists()
     bench.registry.verify(manifest.version)
     work_dir, states = bench.settings.training.work_dir, manifest.trained_on
     assert clear_runs(work_dir, {bench.snapshot: {"another state"}}) == []
