@@ -2,7 +2,7 @@
 
 import json
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import msgspec
@@ -14,7 +14,6 @@ from streams.records import AcceptedPrompt, CuratedOutcome, RawPrompt, ScoredPro
 from streams.settings import KafkaSettings
 from streams.topics import Topics, topic_names
 
-DAY_MS = 86_400_000
 SAY_S = 5.0
 """Between two lines about the progress of a scan."""
 
@@ -54,11 +53,11 @@ def scan(
     seen = Sightings(set(), set())
     found: dict[str, list[tuple[str, int]]] = {}
     # Outcomes name ids only: they come last.
-    for topic in (names.raw, names.accepted, names.scored, names.dead, names.curated):
-        for message in _all(kafka, topic, say):
+    for topics in ((names.raw, names.accepted, names.scored, names.dead), (names.curated,)):
+        for message in _all(kafka, topics, say):
             if message.value and _is_forgotten(message, names, forgotten, seen):
-                place = f"{topic}:{message.partition}:{message.offset}"
-                found.setdefault(topic, []).append((place, message.ts))
+                place = f"{message.topic}:{message.partition}:{message.offset}"
+                found.setdefault(message.topic, []).append((place, message.ts))
     keeps = retention(kafka, list(found))
     remains = []
     for topic, places in found.items():
@@ -76,8 +75,8 @@ def scan(
     return remains, seen
 
 
-def _all(kafka: KafkaSettings, topic: str, say: Callable[[str], None]) -> Iterator[Message]:
-    follower = Follower(kafka, [topic])
+def _all(kafka: KafkaSettings, topics: Sequence[str], say: Callable[[str], None]) -> Iterator[Message]:
+    follower = Follower(kafka, topics)
     said, count = time.monotonic(), 0
     try:
         for message in follower.until_end():
@@ -85,7 +84,7 @@ def _all(kafka: KafkaSettings, topic: str, say: Callable[[str], None]) -> Iterat
             yield message
             if time.monotonic() - said > SAY_S:
                 said = time.monotonic()
-                say(f"{topic}: {count} records looked at")
+                say(f"{', '.join(topics)}: {count} records looked at")
     finally:
         follower.close()
 
@@ -149,10 +148,12 @@ def retention(kafka: KafkaSettings, topics: list[str]) -> dict[str, int | None]:
             told = admin.describe_configs(resources, config_filter="all").get("topic", {})
         finally:
             admin.close()
-    return {topic: _kept(told.get(topic, {})) for topic in topics}
+    return {topic: kept_for(told.get(topic, {})) for topic in topics}
 
 
-def _kept(configs: dict[str, dict[str, Any]]) -> int | None:
+def kept_for(configs: dict[str, dict[str, Any]]) -> int | None:
+    """The same from a topic's settings as the admin client gives them."""
+
     def number(name: str) -> int | None:
         value = str(configs.get(name, {}).get("value", ""))
         return int(value) if value.isdigit() else None  # -1 is no bound
