@@ -6,7 +6,6 @@ replay, a new generation's ratings.
 
 import asyncio
 import json
-import os
 import signal
 import subprocess
 import sys
@@ -16,8 +15,9 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
-from deploy.forget import Report
+from deploy.cli import app
 from deploy.letters import read_letters
 from deploy.probes import forgotten_findings
 from streams.records import Forgotten, decode
@@ -67,10 +67,11 @@ class Town:
     def phases(self) -> list[str]:
         return [event["phase"] for event in self.topics.json(self.topics.names.events)]
 
-    def needles(self) -> list[bytes]:
+    def remember(self) -> None:
+        """What there is to look for: her mark, which is in her id, her records' ids and texts; and her prompts' ids."""
         accepted = self.topics.json(self.topics.names.accepted)
         hers = [r["prompt_id"][:32].encode() for r in accepted if r["user_id"] == self.user]
-        return [self.mark.encode(), *hers]
+        self.needles = [self.mark.encode(), *hers]
 
     def in_redis(self) -> list[bytes]:
         async def read() -> str:
@@ -81,7 +82,7 @@ class Town:
                 await client.aclose()
 
         text = asyncio.run(read()).encode()
-        return [needle for needle in self.needles() if needle in text]
+        return [needle for needle in self.needles if needle in text]
 
     def lose_redis(self) -> None:
         async def delete() -> None:
@@ -95,24 +96,17 @@ class Town:
     def members(self) -> set[str]:
         return members(self.environ["HAYPILE_REDIS__URL"], self.namespace)
 
-    def haypile(self, *arguments: str, code: int = 0) -> Any:
-        """What a command prints with --json."""
-        done = subprocess.run(
-            [sys.executable, "-m", "deploy.cli", *arguments, "--json"],
-            cwd=ROOT,
-            env={**os.environ, **self.environ},
-            capture_output=True,
-            text=True,
-        )
-        assert done.returncode == code, done.stdout + done.stderr
-        return json.loads(done.stdout)
+    def haypile(self, *arguments: str) -> Any:
+        """What a command prints with --json, in this process."""
+        result = CliRunner().invoke(app, [*arguments, "--json"])
+        assert result.exit_code == 0, result.output + repr(result.exception)
+        return json.loads(result.stdout)
 
     def killed_at(self, line: str, *arguments: str) -> None:
         """The command, with SIGKILL as soon as it has said the line."""
         with subprocess.Popen(
             [sys.executable, "-m", "tests.support.forgetting", *arguments],
             cwd=ROOT,
-            env={**os.environ, **self.environ},
             stdout=subprocess.PIPE,
             text=True,
         ) as process:
@@ -125,16 +119,11 @@ class Town:
                     break
             assert process.wait(30) == -signal.SIGKILL, said
 
-    def resume(self, monkeypatch: pytest.MonkeyPatch) -> Report:
-        for name, value in self.environ.items():
-            monkeypatch.setenv(name, value)
-        report = asyncio.run(forgetting.forget(["resume"]))
-        assert report is not None
-        return report
-
 
 @pytest.fixture
-def town(tmp_path: Path, topics: Topics, environ: dict[str, str], namespace: str) -> Iterator[Town]:
+def town(
+    tmp_path: Path, topics: Topics, environ: dict[str, str], namespace: str, monkeypatch: pytest.MonkeyPatch
+) -> Iterator[Town]:
     judge = environ["HAYPILE_JUDGE__URLS"]
     recipe = tmp_path / "recipe.yaml"
     # The fake judge's ratings are a hash: whatever they are, the challenger is promoted.
@@ -163,13 +152,16 @@ def town(tmp_path: Path, topics: Topics, environ: dict[str, str], namespace: str
         "TRAINER_METRICS_PORT": "0",
         "KAFKA__FORGET_KEY": "pepper",
     }
-    town = Town(tmp_path, topics, environ | {f"HAYPILE_{k}": v for k, v in settings.items()}, namespace)
+    environ |= {f"HAYPILE_{k}": v for k, v in settings.items()}
+    for name, value in environ.items():
+        monkeypatch.setenv(name, value)
+    town = Town(tmp_path, topics, environ, namespace)
     yield town
     for process in town.processes:
         process.kill()
 
 
-def test_a_user_is_forgotten(town: Town, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_user_is_forgotten(town: Town) -> None:
     names, mark = town.topics.names, town.mark
     town.start()
     others = [town.record(i, f"user-{i % 5}", "what of the weather in the north?") for i in range(OTHERS)]
@@ -179,18 +171,19 @@ def test_a_user_is_forgotten(town: Town, monkeypatch: pytest.MonkeyPatch) -> Non
     town.topics.send([*others, *hers, broken, repeat])
     wait_accounted(town.topics, {json.loads(r)["id"] for r in (*others, *hers, repeat)}, 1)
     wait_for("the run", lambda: "done" in town.phases(), 90, 0.3)
+    town.remember()
     champion = town.registry.champion().version
     assert champion is not None
 
     # The search sees it where it is: in Redis, in both files of the snapshot, in the gate's report.
-    assert set(town.in_redis()) == set(town.needles())
-    where = forgetting.stored_with(town.folder, town.needles())
+    assert set(town.in_redis()) == set(town.needles)
+    where = forgetting.stored_with(town.folder, town.needles)
     [snapshot] = list_snapshots(str(town.folder / "snapshots"))
     assert {Path(name).name for name in where} >= {"train.parquet", "eval.parquet", "manifest.json", "gate.json"}
     would = town.haypile("forget", "--user", town.user, "--dry-run")
     assert would["dry_run"] and [a["version"] for a in would["adapters"]] == [champion]
     assert sum(would["members"].values()) == HERS and sum(would["snapshots"][snapshot].values()) == HERS
-    assert forgetting.stored_with(town.folder, town.needles()) == where, "a dry run changes nothing"
+    assert forgetting.stored_with(town.folder, town.needles) == where, "a dry run changes nothing"
     assert town.topics.read(names.forgotten) == []
 
     town.killed_at("asked", "user", town.user)
@@ -201,7 +194,8 @@ def test_a_user_is_forgotten(town: Town, monkeypatch: pytest.MonkeyPatch) -> Non
     hers_ids = {json.loads(record)["id"] for record in hers}
     wait_for("that the worker sweeps by itself", lambda: not town.members() & hers_ids, 30)
     town.killed_at("snapshots to look through", "resume")
-    report = town.resume(monkeypatch)
+    report = asyncio.run(forgetting.forget(["resume"]))
+    assert report is not None
     assert report.left == [] and [a.version for a in report.adapters] == [champion] and report.tainted
     assert report.snapshots == {snapshot: would["snapshots"][snapshot]}
     assert asyncio.run(forgetting.forget(["resume"])) is None, "it is done"
@@ -209,7 +203,7 @@ def test_a_user_is_forgotten(town: Town, monkeypatch: pytest.MonkeyPatch) -> Non
 
     # It is nowhere but in the topics, where the report says.
     assert town.in_redis() == []
-    assert forgetting.stored_with(town.folder, town.needles()) == {}
+    assert forgetting.stored_with(town.folder, town.needles) == {}
     for split in ("train", "eval"):
         assert read_rows(snapshot, split), "the others are still there"  # type: ignore[arg-type]
     told = {place for left in report.remains for place in left.places}
@@ -221,8 +215,9 @@ def test_a_user_is_forgotten(town: Town, monkeypatch: pytest.MonkeyPatch) -> Non
         if mark.encode() in value or (topic == names.dead and mark in decoded(value))
     }
     assert told == kept and {place.split(":")[0] for place in told} == set(prompts)
-    records = [decode(Forgotten, value) for _, _, value in town.topics.read(names.forgotten)]
-    assert all(mark.encode() not in value for _, _, value in town.topics.read(names.forgotten))
+    values = [value for _, _, value in town.topics.read(names.forgotten)]
+    records = [decode(Forgotten, value) for value in values]
+    assert all(mark.encode() not in value for value in values)
     assert records[-1].done is not None and len({record.digest for record in records}) == 1
 
     # No way leads back.

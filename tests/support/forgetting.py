@@ -7,11 +7,13 @@ import asyncio
 import sys
 from pathlib import Path
 
+from deploy import forget as module
 from deploy.forget import Forgetter, Report
 from streams.settings import load_settings
 
 SETTLE_S = 2.5
 """Over the pause of a worker between two looks at the list."""
+module.LEASE_S = 3.0  # what is killed here is not to be waited for
 
 
 def stored_with(folder: Path, needles: list[bytes]) -> dict[str, list[bytes]]:
