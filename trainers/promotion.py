@@ -16,6 +16,7 @@ from streams.errors import Fatal, HaypileError, Transient
 from streams.settings import ServingSettings
 from streams.vllm import BadRequest, VllmPool
 from trainers.canary import CanaryFailed, probe
+from trainers.forgetting import has_learned
 from trainers.history import Change, Kind
 from trainers.registry import Registry
 
@@ -220,8 +221,13 @@ async def serving_lock(registry: Registry) -> AsyncIterator[None]:
 
 
 async def promote(serving: ServingSettings, registry: Registry, version: str, *, reason: str, by: str) -> str:
-    """`haypile models promote`: any version of the registry, by hand."""
+    """`haypile models promote`: any version of the registry, by hand.
+
+    Raises `Fatal` for one that learned from what was forgotten since: nobody should bring that back by a slip.
+    """
     registry.path(version)
+    if await asyncio.to_thread(has_learned, registry, version):
+        raise Fatal(f"{version} learned from what was forgotten since (`haypile forget`): it is not promoted by hand")
     async with Servers(serving) as servers:
         return await move(servers, registry, version, reason=reason, by=by)
 

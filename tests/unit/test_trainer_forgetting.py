@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 from aiohttp.test_utils import TestServer
 
+from streams.errors import Fatal
 from streams.forgotten import ForgottenList
 from streams.snapshot_forget import forget_rows, forgotten_rows
 from streams.snapshots import read_manifest, read_rows
@@ -16,7 +17,7 @@ from tests.support import fake_training
 from tests.support.fake_vllm import FakeVllm
 from tests.support.training import quick_recipe, write_snapshot_of_sums
 from tests.unit.test_trainer_runner import Bench, ours
-from trainers import launch, runner
+from trainers import launch, promotion, runner
 from trainers.forgetting import clean_ancestor, clear_runs, forget_answers, learned, untold
 from trainers.recipe import DataRecipe
 from trainers.registry import Manifest
@@ -151,6 +152,8 @@ async def test_a_version_that_is_there_when_it_is_asked_for_is_not_promoted(benc
     states = {bench.snapshot: {removal.before for removal in read_manifest(bench.snapshot).forgotten}}
     assert [f.version for f in learned(bench.registry.versions(), states, {})] == [manifest.version]
     assert clean_ancestor(bench.registry, manifest.version, {manifest.version}) is None
+    with pytest.raises(Fatal, match="learned from what was forgotten"):
+        await promotion.promote(bench.settings.serving, bench.registry, manifest.version, reason="r", by="b")
 
 
 async def test_answers_to_a_prompt_that_is_forgotten_during_the_gate_do_not_stay(bench: Bench) -> None:
