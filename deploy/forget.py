@@ -32,7 +32,7 @@ from streams.producer import Producer
 from streams.records import Forgotten
 from streams.redis_client import connect
 from streams.settings import Settings
-from streams.snapshot_forget import ForgottenRow, forget_rows, forgotten_rows, states_with
+from streams.snapshot_forget import ForgottenRow, forget_rows, forgotten_rows, remove_unfinished, states_with
 from streams.snapshots import SnapshotError, list_snapshots, read_manifest
 from streams.topics import create_topics, topic_names
 from trainers.forgetting import Learned, clean_ancestor, clear_runs, family, forget_answers, learned, untold
@@ -199,6 +199,7 @@ class Forgetter:
                 continue  # retention took it meanwhile
             if gone:
                 report.snapshots[path] = _by_split(gone)
+        remove_unfinished(self._settings.training.snapshots)
         # After the snapshots, so that no run can have begun on what they were: see `Runner`.
         states, removed_at = self._states(paths, digests)
         report.runs = clear_runs(self._settings.training.work_dir, states)

@@ -9,6 +9,7 @@ holds a lease). An object store that keeps versions keeps the old ones until its
 import hashlib
 import io
 import os
+import shutil
 import uuid
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
@@ -90,6 +91,29 @@ def states_with(forgotten: Sequence[Removal], digests: set[str]) -> set[str]:
         if removal.request in digests and removal.rows.get("train", 0):
             found.update(states)  # rows only ever leave: every state before had them, too
     return found
+
+
+def remove_unfinished(dest: str) -> int:
+    """Delete what killed processes left under `dest`: snapshots not published, or whose deletion was cut short; how
+    many there were. One that is being written just now is made again by its writer. Raises `SnapshotError`."""
+    count = 0
+    try:
+        if "://" not in dest:
+            for pattern in (".*.tmp", ".*.gone"):
+                for left in Path(dest).glob(pattern):
+                    shutil.rmtree(left, ignore_errors=True)
+                    count += 1
+            return count
+        import fsspec
+
+        system, root = fsspec.core.url_to_fs(dest)
+        for file in system.glob(join(root, "*/*.parquet")):
+            if not system.exists(join(file.rpartition("/")[0], MANIFEST)):
+                system.rm_file(file)
+                count += 1
+        return count
+    except (OSError, ImportError, ValueError) as error:
+        raise SnapshotError(f"snapshot: cannot tidy {dest}: {error}") from error
 
 
 def _without(path: str, split: SnapshotSplit, find: Find) -> SnapshotFile:

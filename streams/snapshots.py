@@ -162,7 +162,7 @@ async def _withdraw_forgotten(path: str, forget: Forget | None) -> None:
 
     found = await asyncio.to_thread(is_in_it) if forgotten else False
     if found:
-        await asyncio.to_thread(remove_tree, path)
+        await asyncio.to_thread(remove_snapshot, path)
         raise SnapshotError(f"snapshot: {path} is withdrawn: something in it was forgotten meanwhile")
 
 
@@ -193,7 +193,7 @@ def remove_snapshot(path: str) -> None:
         import fsspec
 
         system, root = fsspec.core.url_to_fs(path)
-        system.rm(_join(root, MANIFEST))  # without it nobody reads the rest
+        system.rm(join(root, MANIFEST))  # without it nobody reads the rest
         system.rm(root, recursive=True)
     except (OSError, ImportError, ValueError) as error:
         raise SnapshotError(f"snapshot: cannot remove {path}: {error}") from None
@@ -349,22 +349,6 @@ def _is_whole(path: str) -> bool:
         )
     except SnapshotError:
         return False
-
-
-def remove_tree(path: str) -> None:
-    """A folder or URL with all in it; nothing if it is not there. Raises `SnapshotError`."""
-    try:
-        if "://" not in path:
-            if Path(path).exists():
-                shutil.rmtree(path)
-            return
-        import fsspec
-
-        system, root = fsspec.core.url_to_fs(path)
-        if system.exists(root):
-            system.rm(root, recursive=True)
-    except (OSError, ImportError, ValueError) as error:
-        raise SnapshotError(f"snapshot: cannot remove {path}: {error}") from None
 
 
 def join(path: str, name: str) -> str:

@@ -15,8 +15,10 @@ from streams.errors import HaypileError, InvalidRecord
 from streams.forgotten import ForgottenList
 from streams.snapshot_forget import states_with
 from streams.snapshots import read_manifest
+from trainers.gate_page import page
 from trainers.registry import Manifest, Registry
 from trainers.rundir import Plan, RunFolder
+from trainers.verdict import GateReport
 
 Forget = Callable[[], Awaitable[ForgottenList]]
 """Gives the list of what is forgotten as of now."""
@@ -154,10 +156,22 @@ def forget_answers(registry: Registry, prompt_ids: Collection[str], *, dry_run: 
     """Take forgotten prompts out of the gates' reports; version → rows. Figures and verdicts stay."""
     found = {}
     for manifest in registry.versions():
-        gone = registry.forget_rows(manifest.version, prompt_ids, dry_run=dry_run)
+        gone = forget_answers_of(registry, manifest.version, prompt_ids, dry_run=dry_run)
         if gone:
             found[manifest.version] = gone
     return found
+
+
+def forget_answers_of(registry: Registry, version: str, prompt_ids: Collection[str], *, dry_run: bool = False) -> int:
+    """The same for one version; how many rows there were."""
+
+    def made(report: dict[str, Any]) -> str | None:
+        try:
+            return page(msgspec.convert(report, GateReport))
+        except msgspec.ValidationError:  # of a version that had other reports, and no page
+            return None
+
+    return registry.forget_rows(version, prompt_ids, made, dry_run=dry_run)
 
 
 def prompt_ids(rows: Sequence[Mapping[str, Any]], forgotten: ForgottenList) -> set[str]:

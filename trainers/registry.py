@@ -17,7 +17,7 @@ import re
 import shutil
 import tempfile
 import time
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -219,8 +219,13 @@ class Registry:
             os.rename(self.adapters / version, self.adapters / f".gone-{version}")
             self._sweep()
 
-    def forget_rows(self, version: str, prompt_ids: Collection[str], *, dry_run: bool = False) -> int:
-        """Take prompts out of a gate's report; how many there were. Its figures stay as they were measured."""
+    def forget_rows(
+        self, version: str, prompt_ids: Collection[str], page: Callable[[dict[str, Any]], str | None], *, dry_run: bool
+    ) -> int:
+        """Take prompts out of a gate's report; how many there were. Its figures stay as they were measured.
+
+        `page` makes the page of what is left of the report (None: there is none any more).
+        """
         with self._lock(".lock"):
             folder = self.path(version)
             file = folder / GATE
@@ -234,9 +239,13 @@ class Registry:
             kept = [row for row in rows if row.get("prompt_id") not in prompt_ids]
             if len(kept) < len(rows) and not dry_run:
                 report["rows"], report["forgotten"] = kept, report.get("forgotten", 0) + len(rows) - len(kept)
+                made = page(report)
+                # The page first: a kill between the two leaves the rows, and with them a reason to come again.
+                if made is not None:
+                    write_atomic(folder / GATE_PAGE, made.encode("utf-8", "replace"))
+                else:
+                    (folder / GATE_PAGE).unlink(missing_ok=True)
                 write_atomic(file, msgspec.json.format(msgspec.json.encode(report)))
-                for page in folder.glob("*.html"):  # made of the report, with the texts
-                    page.unlink(missing_ok=True)
             return len(rows) - len(kept)
 
     def verify(self, version: str) -> None:

@@ -25,7 +25,15 @@ from streams.snapshots import read_manifest, read_rows
 from streams.vllm import VllmPool
 from trainers.canary import CanaryFailed
 from trainers.everyday import everyday_rows
-from trainers.forgetting import Forget, has_changed, has_learned, prompt_ids, start_over, states_of
+from trainers.forgetting import (
+    Forget,
+    forget_answers_of,
+    has_changed,
+    has_learned,
+    prompt_ids,
+    start_over,
+    states_of,
+)
 from trainers.gate import Pairs, Rewards, evaluate
 from trainers.gate_page import page
 from trainers.launch import TrainingProcess
@@ -293,7 +301,7 @@ class Runner:
         # Who asks from here on finds the report; what was asked before is taken out by us.
         gone = prompt_ids(rows, await self._forgotten())
         if gone:
-            await asyncio.to_thread(self._registry.forget_rows, manifest.version, gone)
+            await asyncio.to_thread(forget_answers_of, self._registry, manifest.version, gone)
         return self._registry.show(manifest.version).gate or {}
 
     async def _compare(self, rows: list[dict[str, Any]], plan: Plan, challenger: str) -> GateReport:

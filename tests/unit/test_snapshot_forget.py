@@ -10,7 +10,7 @@ from streams import snapshot_forget
 from streams.buffer.base import BufferRules, Offer
 from streams.buffer.memory import MemoryBuffer
 from streams.forgotten import ForgottenList
-from streams.snapshot_forget import forget_rows, forgotten_rows, states_with
+from streams.snapshot_forget import forget_rows, forgotten_rows, remove_unfinished, states_with
 from streams.snapshots import SnapshotError, list_snapshots, read_manifest, read_rows, write_snapshot
 from tests.support.prompts import offer
 
@@ -131,6 +131,22 @@ async def test_killed_at_any_step_it_is_whole_and_the_next_call_does_the_rest(
     forget_rows(path, forgotten("anna").row, NOW)
     assert ids(path) == [["b"], ["e"]] and len(files(path)) == 3
     assert len(read_manifest(path).forgotten) == 1
+
+
+async def test_what_killed_processes_left_goes_and_snapshots_stay(dest: str) -> None:
+    path = await snapshot(dest)
+    if "://" in dest:
+        import fsspec
+
+        system, root = fsspec.core.url_to_fs(dest)
+        system.pipe(f"{root}/r2/train.parquet", b"the manifest was never written")
+    else:
+        for name in (".r2.0a1b2c3d.tmp", ".r3.gone"):
+            (Path(dest) / name).mkdir()
+            (Path(dest) / name / "train.parquet").write_bytes(b"x")
+    assert remove_unfinished(dest) == (1 if "://" in dest else 2)
+    assert ids(path) == [["c", "b", "a"], ["e", "d"]] and remove_unfinished(dest) == 0
+    assert "://" in dest or [each.name for each in Path(dest).iterdir()] == ["r1"]
 
 
 async def test_who_reads_while_it_is_rewritten_reads_it_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

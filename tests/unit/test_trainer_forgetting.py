@@ -174,22 +174,26 @@ async def test_answers_to_a_prompt_that_is_forgotten_during_the_gate_do_not_stay
 
 
 async def test_answers_and_checkpoints_of_runs_that_are_over_go(bench: Bench) -> None:
-    assert await bench.do() == "done"
+    bench.rewards.challenger = 2.0  # the page shows what was lost, with the texts
+    assert await bench.do() == "rejected"
     manifest = bench.registry.of_run("run1")
     assert manifest is not None
     held_out = one_of(bench, "eval")
     page = bench.registry.path(manifest.version) / "gate.html"
-    page.write_text("its texts")
+    [text] = [r["messages"][0]["content"] for r in read_rows(bench.snapshot, "eval") if r["prompt_id"] == held_out]
+    report = page.with_suffix(".json")
+    assert text in page.read_text() and text in report.read_text()
     assert forget_answers(bench.registry, {held_out}, dry_run=True) == {manifest.version: 1}
     assert forget_answers(bench.registry, {held_out, "other"}) == {manifest.version: 1}
-    assert forget_answers(bench.registry, {held_out}) == {} and not page.exists()
+    assert forget_answers(bench.registry, {held_out}) == {}
+    assert text not in page.read_text() + report.read_text() and "</html>" in page.read_text()
     bench.registry.verify(manifest.version)
     work_dir, states = bench.settings.training.work_dir, manifest.trained_on
     assert clear_runs(work_dir, {bench.snapshot: {"another state"}}) == []
     with_it = {path: {state} for path, state in states.items()}
     assert clear_runs(work_dir, with_it, dry_run=True) == ["run1"] and (bench.folder().path / "dpo").exists()
     assert clear_runs(work_dir, with_it) == ["run1"]
-    assert not (bench.folder().path / "dpo").exists() and bench.folder().record().outcome == "done"
+    assert not (bench.folder().path / "dpo").exists() and bench.folder().record().outcome == "rejected"
     assert clear_runs(work_dir, with_it) == []
 
 
