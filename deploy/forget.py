@@ -154,7 +154,7 @@ class Forgetter:
             if time.monotonic() > deadline:
                 raise Fatal("another `haypile forget` is at work: wait for its end")
             self._say("another one is at work, or was killed just now: waiting for it")
-            await asyncio.sleep(2)
+            await asyncio.sleep(1)
 
     async def _all(self, parts: "_Parts", retrain: bool) -> Report:
         settings = self._settings

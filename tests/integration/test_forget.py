@@ -18,6 +18,7 @@ import pytest
 from typer.testing import CliRunner
 
 from deploy.cli import app
+from deploy.kafka import read_topics
 from deploy.letters import read_letters
 from deploy.probes import forgotten_findings
 from streams.records import Forgotten, decode
@@ -208,14 +209,14 @@ def test_a_user_is_forgotten(town: Town) -> None:
         assert read_rows(snapshot, split), "the others are still there"  # type: ignore[arg-type]
     told = {place for left in report.remains for place in left.places}
     prompts = (names.raw, names.accepted, names.scored, names.curated, names.dead)
+    log = read_topics(town.kafka(), *prompts, names.forgotten)
     kept = {
-        f"{topic}:{p}:{o}"
-        for topic in prompts
-        for p, o, value in town.topics.read(topic)
-        if mark.encode() in value or (topic == names.dead and mark in decoded(value))
+        f"{m.topic}:{m.partition}:{m.offset}"
+        for m in log
+        if mark.encode() in m.value or (m.topic == names.dead and mark in decoded(m.value))
     }
     assert told == kept and {place.split(":")[0] for place in told} == set(prompts)
-    values = [value for _, _, value in town.topics.read(names.forgotten)]
+    values = [message.value for message in log if message.topic == names.forgotten]
     records = [decode(Forgotten, value) for value in values]
     assert all(mark.encode() not in value for value in values)
     assert records[-1].done is not None and len({record.digest for record in records}) == 1
@@ -229,7 +230,7 @@ def test_a_user_is_forgotten(town: Town) -> None:
     assert town.members() == before and town.in_redis() == []
     assert read_letters(town.kafka()) == []
     assert "forgotten" in town.haypile("explain", f"{town.user}-1")["now"]
-    accepted = len(town.topics.read(names.accepted))
+    accepted = sum(message.topic == names.accepted for message in log)
     town.topics.send([json.dumps(json.loads(r) | {"ts": 1_700_000_000_000}).encode() for r in hers])
     # What she sends from now on is hers again; and somebody else may ask what only she had asked.
     new = town.hers(200, 2)

@@ -11,9 +11,9 @@ from deploy import forget as module
 from deploy.forget import Forgetter, Report
 from streams.settings import load_settings
 
-SETTLE_S = 2.5
-"""Over the pause of a worker between two looks at the list."""
-module.LEASE_S = 3.0  # what is killed here is not to be waited for
+SETTLE_S = 0.1
+"""The test that kills it sees that the worker has read the list before it goes on."""
+module.LEASE_S = 1.5  # what is killed here is not to be waited for
 
 
 def stored_with(folder: Path, needles: list[bytes]) -> dict[str, list[bytes]]:
