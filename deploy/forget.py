@@ -167,6 +167,8 @@ class Forgetter:
         await asyncio.sleep(self._settle_s)
         report.remains, sightings = await asyncio.to_thread(scan, settings.kafka, known, self._say)
         self._add(report, await parts.sweeper.sweep(known, sightings.prompts))
+        for id in sorted(sightings.feedback):  # compacted, and kept for ever otherwise
+            await parts.producer.bury(topic_names(settings.kafka).feedback, id)
         await asyncio.to_thread(self._files, known, digests, sightings, report)
         if retrain:
             await self._retrain(report)

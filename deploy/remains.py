@@ -10,7 +10,7 @@ import msgspec
 from deploy.kafka import BOOTSTRAP_MS, Follower, Message, translated
 from deploy.letters import letter_of, whose
 from streams.forgotten import ForgottenList
-from streams.records import AcceptedPrompt, CuratedOutcome, RawPrompt, ScoredPrompt, decode
+from streams.records import AcceptedPrompt, CuratedOutcome, Feedback, RawPrompt, ScoredPrompt, decode
 from streams.settings import KafkaSettings
 from streams.topics import Topics, topic_names
 
@@ -31,7 +31,7 @@ class Remains(msgspec.Struct, kw_only=True):
     """Epoch milliseconds, the broker's."""
     until: int | None
     """By when the broker has deleted the last of them (epoch milliseconds), by the topic's settings: its age, and that
-    of the segment that it is in; null: the broker does not tell, or keeps them for ever."""
+    of the segment that it is in; null: the broker does not tell, or (of feedback) deletes them when it compacts."""
 
 
 class Sightings(msgspec.Struct):
@@ -40,6 +40,8 @@ class Sightings(msgspec.Struct):
     ids: set[str]
     prompts: set[tuple[str, str]]
     """(prompt_id, id)."""
+    feedback: set[str]
+    """Ids with feedback."""
 
 
 def scan(
@@ -50,10 +52,10 @@ def scan(
     What an app wrote that is no JSON object names nobody, and is not found.
     """
     names = topic_names(kafka)
-    seen = Sightings(set(), set())
+    seen = Sightings(set(), set(), set())
     found: dict[str, list[tuple[str, int]]] = {}
-    # Outcomes name ids only: they come last.
-    for topics in ((names.raw, names.accepted, names.scored, names.dead), (names.curated,)):
+    # Outcomes and feedback name ids only: they come last.
+    for topics in ((names.raw, names.accepted, names.scored, names.dead), (names.curated, names.feedback)):
         for message in _all(kafka, topics, say):
             if message.value and _is_forgotten(message, names, forgotten, seen):
                 place = f"{message.topic}:{message.partition}:{message.offset}"
@@ -106,6 +108,12 @@ def _is_forgotten(message: Message, names: Topics, forgotten: ForgottenList, see
     if message.topic == names.dead:
         letter = letter_of(message)
         return whose(letter, forgotten) is not None
+    if message.topic == names.feedback:
+        feedback = _decoded(Feedback, message.value)
+        if feedback is None or feedback.id not in seen.ids:
+            return False
+        seen.feedback.add(feedback.id)
+        return True
     outcome = _decoded(CuratedOutcome, message.value)
     return outcome is not None and bool({outcome.id, outcome.detail, outcome.by} & seen.ids)
 

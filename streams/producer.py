@@ -64,11 +64,18 @@ class Producer:
 
         Raises `Transient` (broker away), `InvalidRecord` (`too_large`) or `Fatal` (not allowed, fenced).
         """
+        # A lone surrogate cannot get here: the records were decoded from UTF-8.
+        await self._send(topic, encode(record), key, headers or [])
+
+    async def bury(self, topic: str, key: str) -> None:
+        """A tombstone: compaction takes away what a compacted topic has under the key. Raises as `send` does."""
+        await self._send(topic, None, key, [])
+
+    async def _send(self, topic: str, value: bytes | None, key: str, headers: list[tuple[str, bytes]]) -> None:
         if self._producer is None:
             raise RuntimeError("Producer is used outside of its context")
         try:
-            # A lone surrogate cannot get here: the records were decoded from UTF-8.
-            await self._producer.send_and_wait(topic, encode(record), key=key.encode(), headers=headers or [])
+            await self._producer.send_and_wait(topic, value, key=key.encode(), headers=headers)
         except MessageSizeTooLargeError as error:
             raise InvalidRecord("too_large", f"{error} (kafka.max_message_bytes)") from None
         except (

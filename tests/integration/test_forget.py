@@ -21,7 +21,7 @@ from deploy.cli import app
 from deploy.kafka import read_topics
 from deploy.letters import read_letters
 from deploy.probes import forgotten_findings
-from streams.records import Forgotten, decode
+from streams.records import Feedback, Forgotten, decode, encode
 from streams.redis_client import connect
 from streams.settings import KafkaSettings, RedisSettings
 from streams.snapshots import list_snapshots, read_manifest, read_rows
@@ -170,6 +170,8 @@ def test_a_user_is_forgotten(town: Town) -> None:
     broken = town.record(99, town.user, "x").replace(b'"prompt": "', b'"prompt": 42, "was": "')
     repeat = json.dumps(json.loads(hers[0]) | {"id": f"{mark}-repeat"}).encode()
     town.topics.send([*others, *hers, broken, repeat])
+    hers_ids = {json.loads(record)["id"] for record in hers}
+    town.topics.send([encode(Feedback(id=f"{town.user}-1", feedback=1, ts=1))], names.feedback)
     wait_accounted(town.topics, {json.loads(r)["id"] for r in (*others, *hers, repeat)}, 1)
     wait_for("the run", lambda: "done" in town.phases(), 90, 0.3)
     town.remember()
@@ -192,7 +194,6 @@ def test_a_user_is_forgotten(town: Town) -> None:
     assert not finding.ok and finding.to_do == "haypile forget --resume"
     [finding] = forgotten_findings(town.topics.kafka)  # without the key
     assert not finding.ok and "another kafka.forget_key" in finding.what
-    hers_ids = {json.loads(record)["id"] for record in hers}
     wait_for("that the worker sweeps by itself", lambda: not town.members() & hers_ids, 30)
     town.killed_at("snapshots to look through", "resume")
     report = asyncio.run(forgetting.forget(["resume"]))
@@ -208,7 +209,7 @@ def test_a_user_is_forgotten(town: Town) -> None:
     for split in ("train", "eval"):
         assert read_rows(snapshot, split), "the others are still there"  # type: ignore[arg-type]
     told = {place for left in report.remains for place in left.places}
-    prompts = (names.raw, names.accepted, names.scored, names.curated, names.dead)
+    prompts = (names.raw, names.accepted, names.scored, names.curated, names.dead, names.feedback)
     log = read_topics(town.kafka(), *prompts, names.forgotten)
     kept = {
         f"{m.topic}:{m.partition}:{m.offset}"
@@ -216,6 +217,7 @@ def test_a_user_is_forgotten(town: Town) -> None:
         if mark.encode() in m.value or (m.topic == names.dead and mark in decoded(m.value))
     }
     assert told == kept and {place.split(":")[0] for place in told} == set(prompts)
+    assert [m.key for m in log if m.topic == names.feedback and not m.value] == [f"{town.user}-1".encode()]
     values = [message.value for message in log if message.topic == names.forgotten]
     records = [decode(Forgotten, value) for value in values]
     assert all(mark.encode() not in value for value in values)
