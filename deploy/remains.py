@@ -41,7 +41,7 @@ class Sightings(msgspec.Struct):
     prompts: set[tuple[str, str]]
     """(prompt_id, id)."""
     feedback: set[str]
-    """Ids with feedback."""
+    """Ids with feedback that has no tombstone yet."""
 
 
 def scan(
@@ -57,7 +57,9 @@ def scan(
     # Outcomes and feedback name ids only: they come last.
     for topics in ((names.raw, names.accepted, names.scored, names.dead), (names.curated, names.feedback)):
         for message in _all(kafka, topics, say):
-            if message.value and _is_forgotten(message, names, forgotten, seen):
+            if not message.value and message.topic == names.feedback:
+                seen.feedback.discard((message.key or b"").decode("utf-8", "replace"))  # it has its tombstone
+            elif message.value and _is_forgotten(message, names, forgotten, seen):
                 place = f"{message.topic}:{message.partition}:{message.offset}"
                 found.setdefault(message.topic, []).append((place, message.ts))
     keeps = retention(kafka, list(found))
