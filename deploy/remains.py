@@ -12,6 +12,7 @@ from deploy.letters import letter_of, whose
 from streams.forgotten import ForgottenList
 from streams.records import AcceptedPrompt, CuratedOutcome, Feedback, RawPrompt, ScoredPrompt, decode
 from streams.settings import KafkaSettings
+from streams.tls import kafka_connection
 from streams.topics import Topics, topic_names
 
 SAY_S = 5.0
@@ -152,7 +153,7 @@ def retention(kafka: KafkaSettings, topics: list[str]) -> dict[str, int | None]:
     if not topics:
         return {}
     with translated(kafka):
-        admin = KafkaAdminClient(bootstrap_servers=kafka.bootstrap, bootstrap_timeout_ms=BOOTSTRAP_MS)
+        admin = KafkaAdminClient(**kafka_connection(kafka), bootstrap_timeout_ms=BOOTSTRAP_MS)
         try:
             resources = [ConfigResource(ConfigResourceType.TOPIC, topic) for topic in topics]
             told = admin.describe_configs(resources, config_filter="all").get("topic", {})

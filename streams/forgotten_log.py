@@ -16,6 +16,7 @@ from streams.forgotten import ForgottenList
 from streams.records import Forgotten, decode
 from streams.retry import QUIET_S
 from streams.settings import KafkaSettings
+from streams.tls import kafka_connection
 from streams.topics import topic_names
 
 log = logging.getLogger(__name__)
@@ -58,7 +59,7 @@ class ForgottenLog:
         tp = TopicPartition(self._topic, 0)
         if self._consumer is None:
             consumer = AIOKafkaConsumer(
-                bootstrap_servers=self._kafka.bootstrap, enable_auto_commit=False, fetch_max_wait_ms=FETCH_MS
+                **kafka_connection(self._kafka), enable_auto_commit=False, fetch_max_wait_ms=FETCH_MS
             )
             self._consumer = consumer
             await consumer.start()
