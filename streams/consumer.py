@@ -15,9 +15,9 @@ from faust.transport.drivers.aiokafka import AIOKafkaConsumerThread, Consumer, T
 from mode.services import Service, WaitResults
 
 FETCH_WAIT_MS = 100
-"""Longest wait of a fetch for a first record (Faust's is 1,500). A Kafka answers as soon as there is one, so this is ten
-requests a second of an idle worker; Tansu looks about twice in that time, so that with 1,500 each hop of a lone record was
-half a second late, with 500 an eighth, and with 100 some 30 ms (measured)."""
+"""Longest wait of a fetch for a first record (Faust's is 1,500). A Kafka answers as soon as there is one, so this is
+ten requests a second of an idle worker; Tansu looks about twice in that time, so that with 1,500 each hop of a lone
+record was half a second late, with 500 an eighth, and with 100 some 30 ms (measured)."""
 
 
 class Monitor(faust.Monitor):
