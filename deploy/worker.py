@@ -33,11 +33,12 @@ from deploy import intake
 from deploy.clients import judge_pool as judge_pool_of
 from deploy.clients import teacher_pool
 from deploy.observer import Observer
-from streams.app import Hops, create_app
+from streams.app import Hops, Inbound, create_app
 from streams.buffer.base import Buffer, rules
 from streams.buffer.redis_generations import RedisGenerations
 from streams.cancel import end
 from streams.errors import Fatal, HaypileError, SettingsError, Transient
+from streams.forgotten import ForgottenList
 from streams.forgotten_log import REFRESH_S, ForgottenLog
 from streams.judge import Judge
 from streams.lease import Lease
@@ -110,11 +111,7 @@ class _Worker:
         settings, agents = self.settings, self.settings.worker.agents
         async with AsyncExitStack() as stack:
             self._serve_metrics()
-            # The language model takes up to a second to load: meanwhile Kafka is asked for its topics.
-            _, languages = await asyncio.gather(
-                self._patiently(lambda: asyncio.to_thread(create_topics, settings.kafka)),
-                asyncio.to_thread(lambda: intake.language_detector(settings.ingest) if "ingest" in agents else None),
-            )
+            await self._patiently(lambda: asyncio.to_thread(create_topics, settings.kafka))
             producer = Producer(settings.kafka)
             await self._patiently(producer.__aenter__)
             stack.push_async_exit(producer)
@@ -143,20 +140,10 @@ class _Worker:
                 folders=_folders(settings),
             )
             chores: list[Callable[[], Awaitable[None]]] = [lambda: observer.run(self._stopped_within)]
-            if languages is not None:
-                ingest = Ingest(
-                    settings.ingest,
-                    self.topics,
-                    seen=seen,
-                    contamination=intake.contamination(settings.ingest),
-                    languages=languages,
-                    count_tokens=intake.token_counter(settings.ingest.tokenizer),
-                    redactor=intake.redactor(settings.ingest),
-                    producer=producer,
-                    metrics=self.metrics,
-                    forgotten=forgotten.known,
-                )
-                handlers["ingest"] = (self.topics.raw, ingest)
+            if "ingest" in agents:
+                late = _Late()
+                handlers["ingest"] = (self.topics.raw, late)
+                chores.append(lambda: self._load_ingest(late, seen, producer, forgotten.known))
             if "score" in agents:
                 screen = Screen(settings.screen, settings.buffer, self.metrics) if settings.screen.enabled else None
                 if screen is not None:
@@ -220,6 +207,26 @@ class _Worker:
             forget = Forget(forgotten, sweeper)
             chores.append(lambda: self._forget(forget))
             await self._run(handlers, chores, producer, client)
+
+    async def _load_ingest(self, late: _Late, seen: Seen, producer: Producer, forgotten: ForgottenList) -> None:
+        """Makes the handler of `ingest`. Its language model takes up to a second to load: the worker joins its group
+        meanwhile."""
+        ingest = self.settings.ingest
+        languages = await asyncio.to_thread(intake.language_detector, ingest)
+        late.is_made(
+            Ingest(
+                ingest,
+                self.topics,
+                seen=seen,
+                contamination=intake.contamination(ingest),
+                languages=languages,
+                count_tokens=intake.token_counter(ingest.tokenizer),
+                redactor=intake.redactor(ingest),
+                producer=producer,
+                metrics=self.metrics,
+                forgotten=forgotten,
+            )
+        )
 
     async def _answer(
         self, stack: AsyncExitStack, client: Redis, main: Buffer, pools: dict[str, VllmPool], judge: Judge
@@ -425,6 +432,23 @@ def _folders(settings: Settings) -> dict[str, Path]:
     if "trigger" not in settings.worker.agents or "://" in snapshots:
         return {}
     return {"snapshots": Path(snapshots).absolute()}
+
+
+class _Late:
+    """A handler that is made while the worker starts: records wait for it. If it cannot be made the process ends."""
+
+    def __init__(self) -> None:
+        self._made = asyncio.Event()
+        self._handler: Handler | None = None
+
+    def is_made(self, handler: Handler) -> None:
+        self._handler = handler
+        self._made.set()
+
+    async def __call__(self, record: Inbound) -> str:
+        if self._handler is None:
+            await self._made.wait()
+        return await self._handler(record)  # type: ignore[misc]
 
 
 def _now_ms() -> int:

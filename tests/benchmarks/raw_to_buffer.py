@@ -34,7 +34,7 @@ GOAL_PER_S = 2_500
 
 def measure(effort: Effort) -> list[Row]:
     """The ratio, and the plain number."""
-    count = effort.pick(15_000, 300)
+    count = effort.pick(8_000, 300)
     parts: list[dict[str, float]] = []
     with running_stack() as stack:
         raw = raw_records(count, 1)

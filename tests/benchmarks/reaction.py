@@ -1,8 +1,8 @@
 """How long a prompt takes from Kafka to the buffer at half load, beside what the judge takes.
 
 The judge only waits, as long as a rating by a model of some billion parameters on a GPU takes. Half load is half of
-what it answers at `judge.concurrency`; prompts arrive at random moments (Poisson). A prompt has arrived when its
-outcome can be read from `prompts.curated`: that is later than its being in the buffer.
+what the worker does when all prompts are there at once; then they arrive at random moments (Poisson). A prompt has
+arrived when its outcome can be read from `prompts.curated`: that is later than its being in the buffer.
 """
 
 import asyncio
@@ -12,8 +12,7 @@ from collections.abc import Sequence
 
 from aiokafka import AIOKafkaConsumer, AIOKafkaProducer
 
-from streams.settings import JudgeSettings
-from tests.benchmarks.harness import Effort, Goal, Row, Spread, number, percentile, ratio, take_turns
+from tests.benchmarks.harness import Effort, Goal, Row, Spread, number, percentile, ratio, steady_rate, take_turns
 from tests.benchmarks.judged import ask_at_rate, pauses, waiting_judge
 from tests.benchmarks.load import raw_records
 from tests.benchmarks.services import running_stack
@@ -24,8 +23,6 @@ JUDGE_S = 0.1
 
 def measure(effort: Effort) -> list[Row]:
     """p99 of both, in turns, one worker."""
-    per_s = effort.pick(int(JudgeSettings().concurrency / JUDGE_S / 2), 20)
-    count = effort.pick(20 * per_s, 20)
     with running_stack() as stack, waiting_judge(stack.folder, JUDGE_S) as url:
         topics = stack.topics()
         environ = stack.environ(topics, HAYPILE_JUDGE__URLS=json.dumps([url]))
@@ -47,6 +44,9 @@ def measure(effort: Effort) -> list[Row]:
         try:
             topics.send(raw_records(50, 1000))
             wait_for("the worker is at work", lambda: worker.handled("curate") >= 50, 120)
+            most = steady_rate(asyncio.run(_at_once(topics, raw_records(effort.pick(2_000, 100), 1001))))
+            per_s = most / 2
+            count = effort.pick(int(10 * per_s), 20)
             values = take_turns({"haypile": ours, "judge": theirs}, effort.few_rounds, effort.pick(1, 0))
             worker.terminate(60)
         finally:
@@ -54,7 +54,7 @@ def measure(effort: Effort) -> list[Row]:
     return [
         Row(
             question="reaction",
-            haypile=f"p99 from Kafka to buffer at half load ({per_s} a second)",
+            haypile=f"p99 from Kafka to buffer at half load ({per_s:.0f} of {most:.0f} a second)",
             against="the judge's own p99 at that load",
             goal=Goal(at_most=2.5),
             ours=Spread(values["haypile"], "ms"),
@@ -67,29 +67,41 @@ def measure(effort: Effort) -> list[Row]:
 
 async def _through(topics: Topics, records: Sequence[bytes], per_s: float) -> list[float]:
     """Seconds from handing each record to the producer to its outcome."""
+    return [arrived - sent for sent, arrived in await _follow(topics, records, pauses(len(records), per_s, 1))]
+
+
+async def _at_once(topics: Topics, records: Sequence[bytes]) -> list[float]:
+    """The moment of each outcome, when all records are sent at once."""
+    return [arrived for _, arrived in await _follow(topics, records, [0.0] * len(records))]
+
+
+async def _follow(topics: Topics, records: Sequence[bytes], waits: Sequence[float]) -> list[tuple[float, float]]:
+    """When each record was handed to the producer, and its outcome read; `waits` are the pauses before them."""
     kafka = topics.kafka
-    consumer = AIOKafkaConsumer(topics.names.curated, bootstrap_servers=kafka.bootstrap, auto_offset_reset="latest")
+    consumer = AIOKafkaConsumer(
+        topics.names.curated, bootstrap_servers=kafka.bootstrap, auto_offset_reset="latest", fetch_max_wait_ms=20
+    )
     producer = AIOKafkaProducer(bootstrap_servers=kafka.bootstrap, acks="all", linger_ms=0)
     await consumer.start()
     await consumer.seek_to_end()
     await producer.start()
     sent: dict[str, float] = {}
-    seconds: list[float] = []
+    times: list[tuple[float, float]] = []
 
     async def listen() -> None:
         async for message in consumer:
             outcome = json.loads(message.value or b"{}")
             if outcome["outcome"] != "evicted" and outcome["id"] in sent:
-                seconds.append(time.perf_counter() - sent.pop(outcome["id"]))
-                if len(seconds) == len(records):
+                times.append((sent.pop(outcome["id"]), time.perf_counter()))
+                if len(times) == len(records):
                     return
 
     listener = asyncio.create_task(listen())
-    for number_, (value, pause) in enumerate(zip(records, pauses(len(records), per_s, 1), strict=True)):
+    for number_, (value, pause) in enumerate(zip(records, waits, strict=True)):
         await asyncio.sleep(pause)
         sent[json.loads(value)["id"]] = time.perf_counter()
         await producer.send(topics.names.raw, value, partition=number_ % kafka.partitions)
     await asyncio.wait_for(listener, 120)
     await consumer.stop()
     await producer.stop()
-    return seconds
+    return times
