@@ -6,8 +6,7 @@ from typing import Any, NamedTuple
 from prometheus_client import CollectorRegistry
 from prometheus_client.registry import Collector
 
-from streams.metrics import HttpMetrics, Metrics
-from trainers.metrics import TrainerMetrics
+from streams.metrics import HttpMetrics, Metrics, TrainerMetrics
 
 INTRO = """\
 # Metrics

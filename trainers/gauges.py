@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Any
 
 from streams.errors import HaypileError
+from streams.metrics import TrainerMetrics
 from streams.records import Phase
 from streams.settings import TrainingSettings
-from trainers.metrics import TrainerMetrics
 from trainers.registry import Registry
 from trainers.rundir import FINAL, RunFolder
 

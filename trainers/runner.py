@@ -18,6 +18,7 @@ import msgspec
 
 from streams.errors import Fatal, HaypileError, Transient
 from streams.forgotten import ForgottenList
+from streams.metrics import TrainerMetrics
 from streams.records import Forgotten, Phase, TrainEvent, TrainRequest
 from streams.retry import OutageLog, patiently
 from streams.settings import Settings
@@ -38,7 +39,6 @@ from trainers.gate import Pairs, Rewards, evaluate
 from trainers.gate_page import page
 from trainers.launch import TrainingProcess
 from trainers.lineage import learned_from
-from trainers.metrics import TrainerMetrics
 from trainers.promotion import Servers, adapter_name, move, served_name
 from trainers.recipe import Recipe
 from trainers.registry import Manifest, Registry

@@ -25,6 +25,7 @@ from streams.errors import Fatal, HaypileError, InvalidRecord, SettingsError, Tr
 from streams.forgotten_log import ForgottenLog
 from streams.judge import Judge
 from streams.lease import Lease
+from streams.metrics import TrainerMetrics
 from streams.pairs import PairJudge
 from streams.records import TrainEvent, TrainRequest
 from streams.redis_client import connect
@@ -36,7 +37,6 @@ from trainers.everyday import everyday_rows
 from trainers.gauges import show, show_served
 from trainers.launch import TERM_S
 from trainers.launch import check as check_launch
-from trainers.metrics import TrainerMetrics
 from trainers.promotion import Servers
 from trainers.recipe import Recipe, load_recipe
 from trainers.registry import Registry

@@ -13,11 +13,11 @@ from pathlib import Path
 import msgspec
 
 from streams.errors import HaypileError, Transient
+from streams.metrics import TrainerMetrics
 from streams.settings import ServingSettings
 from streams.vllm import VllmPool
 from trainers.canary import probe
 from trainers.history import Champion, Change
-from trainers.metrics import TrainerMetrics
 from trainers.promotion import Servers, adapter_name, move
 from trainers.registry import Registry
 from trainers.rundir import write_atomic

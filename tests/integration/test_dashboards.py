@@ -104,6 +104,7 @@ def prometheus(
     targets = {
         "haypile-worker": [f"127.0.0.1:{worker.metrics_port}"],
         "haypile-trainer": [f"127.0.0.1:{trainer_port}"],
+        "haypile-http": [],
         "vllm": [judge.removeprefix("http://")],
     }
     try:

@@ -25,7 +25,7 @@ from streams.buffer.base import Position, rules
 from streams.buffer.redis_generations import RedisGenerations
 from streams.forgotten_log import ForgottenLog
 from streams.lease import Lease
-from streams.metrics import Metrics
+from streams.metrics import Metrics, TrainerMetrics
 from streams.records import Candidate, Message, ScoredPrompt, Split, TrainEvent, TrainRequest
 from streams.redis_client import connect
 from streams.settings import RedisSettings, Settings
@@ -38,7 +38,6 @@ from tests.support.fake_vllm import FakeVllm
 from tests.support.stack import Topics
 from tests.support.training import quick_recipe
 from trainers import promotion, runner
-from trainers.metrics import TrainerMetrics
 from trainers.recipe import Recipe
 from trainers.registry import Registry
 from trainers.run import prepare

@@ -65,7 +65,6 @@ class FakeVllm:
         self.app.router.add_post("/v1/load_lora_adapter", self._load)
         self.app.router.add_post("/v1/unload_lora_adapter", self._unload)
         self.app.router.add_post("/fault", self._set_fault)
-        self.app.router.add_get("/metrics", self._metrics)
         self.app.router.add_get("/fault", self._show_fault)
         self.app.router.add_post("/answers", self._set_answers)
         self.app.router.add_get("/metrics", self._metrics)
@@ -99,19 +98,13 @@ class FakeVllm:
         ]
         # Each of a text's words counts as a token.
         lines.append(f'vllm:generation_tokens_total{{model_name="base"}} {float(self.generated)}')
+        for name, value in (("running", self._at_once), ("waiting", 0)):
+            gauge = f"vllm:num_requests_{name}"
+            lines += [f"# TYPE {gauge} gauge", f'{gauge}{{engine="0"}} {float(value)}']
         return web.Response(text="\n".join(["# TYPE http_requests_total counter", *lines, ""]))
 
     async def _health(self, request: web.Request) -> web.Response:
         return web.Response()
-
-    async def _metrics(self, request: web.Request) -> web.Response:
-        gauges = {"running": self._at_once, "waiting": 0}
-        return web.Response(
-            text="".join(
-                f'# TYPE vllm:num_requests_{name} gauge\nvllm:num_requests_{name}{{engine="0"}} {value}\n'
-                for name, value in gauges.items()
-            )
-        )
 
     async def _models(self, request: web.Request) -> web.Response:
         return web.json_response({"data": [{"id": name} for name in [*self.models, *self.adapters]]})

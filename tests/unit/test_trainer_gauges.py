@@ -6,9 +6,9 @@ from pathlib import Path
 
 from prometheus_client import CollectorRegistry
 
+from streams.metrics import TrainerMetrics
 from streams.settings import TrainingSettings
 from trainers.gauges import last_ends, rejections_in_a_row, show, show_served
-from trainers.metrics import TrainerMetrics
 from trainers.registry import Registry
 from trainers.rundir import Record, RunFolder
 

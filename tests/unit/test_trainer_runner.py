@@ -11,13 +11,13 @@ from aiohttp.test_utils import TestServer
 from prometheus_client import CollectorRegistry
 
 from streams.errors import InvalidRecord, Transient
+from streams.metrics import TrainerMetrics
 from streams.records import Message, TrainEvent, TrainRequest
 from streams.settings import Settings
 from tests.support import fake_training
 from tests.support.fake_vllm import FakeVllm
 from tests.support.training import quick_recipe, write_snapshot_of_sums
 from trainers import launch, runner
-from trainers.metrics import TrainerMetrics
 from trainers.promotion import adapter_name
 from trainers.recipe import Recipe
 from trainers.registry import Registry

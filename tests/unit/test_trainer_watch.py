@@ -8,10 +8,10 @@ import pytest
 from prometheus_client import CollectorRegistry
 
 from streams.errors import Transient
+from streams.metrics import TrainerMetrics
 from streams.settings import ServingSettings
 from tests.support.cluster import Cluster, running_cluster
 from trainers.history import Champion, Change
-from trainers.metrics import TrainerMetrics
 from trainers.promotion import Servers, promote, rollback
 from trainers.registry import Registry
 from trainers.watch import LATE_S, Counts, Watch, too_many, watched_change
