@@ -15,6 +15,7 @@ from fastapi import FastAPI, Form, Request, Response
 from fastapi.responses import HTMLResponse, PlainTextResponse, RedirectResponse
 from nicegui import core, ui
 from starlette.middleware.trustedhost import TrustedHostMiddleware
+from starlette.types import Receive, Scope, Send
 
 from deploy.console import login_page
 from deploy.console.context import Context
@@ -35,7 +36,18 @@ HEADERS = {
     "Referrer-Policy": "no-referrer",
 }
 
+HEALTH = "/healthz"
 PAGE_POLICY = "sandbox; default-src 'none'; style-src 'unsafe-inline'; img-src data:; frame-ancestors 'none'"
+
+
+class KnownHosts(TrustedHostMiddleware):
+    """Refuses requests for a host that is not ours. A probe asks a container by its address, and learns nothing."""
+
+    async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
+        if scope["type"] == "http" and scope["path"] == HEALTH:
+            await self.app(scope, receive, send)
+        else:
+            await super().__call__(scope, receive, send)
 
 
 def create_app(settings: Settings) -> FastAPI:
@@ -54,7 +66,7 @@ def create_app(settings: Settings) -> FastAPI:
     app = FastAPI(lifespan=lifespan, docs_url=None, redoc_url=None, openapi_url=None)
     given = settings.console
     hosts = ["localhost", "127.0.0.1", "[::1]", given.host, *given.allowed_hosts]
-    app.add_middleware(TrustedHostMiddleware, allowed_hosts=list(dict.fromkeys(hosts)), www_redirect=False)
+    app.add_middleware(KnownHosts, allowed_hosts=list(dict.fromkeys(hosts)), www_redirect=False)
 
     @app.middleware("http")
     async def guarded(request: Request, call_next: Callable[[Request], Awaitable[Response]]) -> Response:
@@ -81,7 +93,7 @@ def create_app(settings: Settings) -> FastAPI:
 def _routes(app: FastAPI, context: Context) -> None:
     style = (files("deploy.console") / "style.css").read_text(encoding="utf-8")
 
-    @app.get("/healthz")
+    @app.get(HEALTH)
     async def health() -> PlainTextResponse:
         return PlainTextResponse("ok")
 

@@ -329,6 +329,7 @@ def test_other_sites_are_kept_out(console: Console) -> None:
     assert "default-src 'self'" in headers["content-security-policy"]
     assert request(f"{console.url}/gate/..%2f..%2fchampion.json")[0] == 404
     assert request(console.url, Host="evil.example")[0] == 400
+    assert request(f"{console.url}/healthz", Host="10.1.2.3:8200")[0] == 200, "a probe asks by address"
     socket = f"{console.url}/_nicegui_ws/socket.io/?EIO=4&transport=polling"
     assert request(socket, Origin="http://evil.example")[0] == 400
     assert request(socket, Origin=console.url)[0] == 200

@@ -62,7 +62,8 @@ def test_the_settings_of_a_service_are_settings_of_haypile(name: str, monkeypatc
     service = SERVICES[name]
     for key, value in service["environment"].items():
         if key.startswith("HAYPILE_"):
-            monkeypatch.setenv(key, "given-" + "x" * 32 if key.endswith("TOKEN") else str(value))
+            made_up = {"TOKEN": "given-" + "x" * 32, "KEYS": '{"app": "' + "0" * 64 + '"}'}
+            monkeypatch.setenv(key, made_up.get(key.rpartition("_")[2], str(value)))
     command = service.get("command", [])
     settings = load_settings({"worker": {"agents": command[2].split(",")}} if "--agents" in command else {})
     assert settings.kafka.bootstrap == "kafka:9092"
