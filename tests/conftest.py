@@ -27,6 +27,7 @@ DEAREST_FIRST = (
     "test_training",
     "test_stack",
     "test_demo_judge",
+    "test_console",
     "test_chaos",
     "test_dashboards",
 )
