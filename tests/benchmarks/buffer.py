@@ -81,7 +81,7 @@ def measure(effort: Effort) -> list[Row]:
         runner.run(client.aclose())
     size = f"{members:,} members of {RECORD_BYTES // 1000} kB, batches of {BATCH}, near-duplicates on"
     return [
-        _offers_row(f"offers/s at {size}; one in ten is admitted", stream),
+        _offers_row(f"offers/s of processor time at {size}; one in ten is admitted", stream),
         _offers_row("the same, every one is admitted and pushes one out", harder),
         _batch_row(harder.seconds, Spread((percentile(stream.seconds, 0.99) * 1000,), "ms")),
         Row(

@@ -6,7 +6,7 @@
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
@@ -62,7 +62,7 @@ def from_json(data: Mapping[str, Any]) -> Row:
     )
 
 
-def document(text: str, results: Mapping[str, Any], order: Iterable[str]) -> str:
+def document(text: str, results: Mapping[str, Any], order: Sequence[str]) -> str:
     """The document with the table, the notes and the machine of `results` (as in `docs/performance.json`).
 
     ValueError if it has no place for one of them.
@@ -73,6 +73,8 @@ def document(text: str, results: Mapping[str, Any], order: Iterable[str]) -> str
     for name, result in kept:
         machines.setdefault(result["machine"], []).append(f"{name} ({result['at']})")
     where = "\n\n".join(f"{machine}.\n\nMeasured: {', '.join(names)}." for machine, names in machines.items())
+    if missing := [name for name in order if name not in results]:
+        where += f"\n\nNot measured yet: {', '.join(missing)}."
     for marker, content in (("results", table(rows)), ("figures", notes(rows)), ("machine", where)):
         pattern = re.compile(rf"(<!-- {marker} -->\n).*?(<!-- end -->)", re.DOTALL)
         if not pattern.search(text):
@@ -81,7 +83,7 @@ def document(text: str, results: Mapping[str, Any], order: Iterable[str]) -> str
     return text
 
 
-def keep(measured: Mapping[str, Any], order: Iterable[str]) -> None:
+def keep(measured: Mapping[str, Any], order: Sequence[str]) -> None:
     """Puts measurements in place of earlier ones of the same benchmarks, and makes the document anew."""
     known = json.loads(RESULTS.read_text(encoding="utf-8")) if RESULTS.exists() else {}
     results = {name: result for name, result in {**known, **measured}.items() if name in order}

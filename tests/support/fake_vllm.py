@@ -96,6 +96,9 @@ class FakeVllm:
             for (path, status), count in self.answered.items()
             if path.startswith("/v1/")
         ]
+        gauges = {"running": self._at_once, "waiting": 0}
+        for name, value in gauges.items():
+            lines += [f"# TYPE vllm:num_requests_{name} gauge", f'vllm:num_requests_{name}{{engine="0"}} {value}']
         # Each of a text's words counts as a token.
         lines.append(f'vllm:generation_tokens_total{{model_name="base"}} {float(self.generated)}')
         for name, value in (("running", self._at_once), ("waiting", 0)):
