@@ -107,6 +107,15 @@ def test_a_record_that_kills_the_process_every_time_becomes_a_dead_letter(
     raw = prompts(120, seed=4)
     raw["poison"] = json.dumps({"id": "poison", "prompt": "please kill-me now"}).encode()
     topics.send([*raw.values()])
+    # By another worker: one that is killed before it has committed ingests the record again, and each copy is a record.
+    ingest = Worker(tmp_path, "ingest", "ingest", environ)
+    try:
+        wait_for(
+            "all records are accepted", lambda: len(topics.read(topics.names.accepted)) == len(raw), 60, every_s=0.5
+        )
+        assert ingest.terminate(30) == 0
+    finally:
+        ingest.kill()
     environ = {**environ, "HAYPILE_WORKER__METRICS_PORT": "0", "HAYPILE_WORKER__MAX_ATTEMPTS": "2"}
     starts = 0
     deadline = time.monotonic() + 240

@@ -37,6 +37,11 @@ GOOD = ["The sum is 5.", "The Loire.", "Haystacks dry in the wind\nwhile the pik
 BAD = ["No.", "I do not know which", "Word"]
 
 
+def quick(**changes: dict[str, Any]) -> Recipe:
+    """With room for the rows, which are long in the few tokens of the tiny model."""
+    return quick_recipe(**changes | {name: {"max_length": 512} | changes.get(name, {}) for name in ("sft", "dpo")})
+
+
 @pytest.fixture(scope="module", autouse=True)
 def one_thread() -> Iterator[None]:
     threads = torch.get_num_threads()
@@ -82,7 +87,7 @@ def with_template(model: Path, template: str, folder: Path) -> Path:
 @pytest.mark.parametrize("template", ["own", "qwen2_5"])
 def test_the_loss_is_on_the_answers_tokens_and_on_no_other(tmp_path: Path, tiny: Path, template: str) -> None:
     model = with_template(tiny, template, tmp_path / "model")
-    trainer = sft.make_trainer(plan(model, quick_recipe()), rows(), tmp_path / "sft", tmp_path / "curve")
+    trainer = sft.make_trainer(plan(model, quick()), rows(), tmp_path / "sft", tmp_path / "curve")
     tokenizer = phase.load_tokenizer(str(model))
     found = {}
     for example in trainer.train_dataset:
@@ -117,7 +122,7 @@ def logps(model: Any, tokenizer: Any, prompt: Turns, completion: Turns) -> Any:
 
 
 def test_packed_rows_do_not_see_each_other_and_keep_their_labels(tmp_path: Path, tiny: Path) -> None:
-    recipe = quick_recipe(sft={"packing": True, "max_length": 256})
+    recipe = quick(sft={"packing": True, "max_length": 512})
     trainer = sft.make_trainer(plan(tiny, recipe), rows(), tmp_path / "sft", tmp_path / "curve")
     [packed] = trainer.train_dataset
     assert sorted(packed["seq_lengths"]) == sorted(
@@ -137,7 +142,7 @@ def test_the_end_of_the_longest_row_is_never_cut(tmp_path: Path, tiny: Path, pac
     longest = max(
         len(tokenizer.apply_chat_template(p + answer(a), return_dict=False)) for p, a in zip(PROMPTS, GOOD, strict=True)
     )
-    recipe = quick_recipe(sft={"max_length": longest, "packing": packing})
+    recipe = quick(sft={"max_length": longest, "packing": packing})
     trainer = sft.make_trainer(plan(tiny, recipe), rows(), tmp_path / "sft", tmp_path / "curve")
     text = "".join(tokenizer.decode(example["input_ids"]) for example in trainer.train_dataset)
     assert all(f"{a}<|im_end|>\n" in text for a in GOOD)
@@ -156,7 +161,7 @@ def said(tiny: Path, adapters: dict[str, Path]) -> dict[str, list[list[float]]]:
     tokenizer = phase.load_tokenizer(str(tiny))
 
     def by(adapter: Path | None) -> list[list[float]]:
-        model = phase.load_base(str(tiny), quick_recipe())
+        model = phase.load_base(str(tiny), quick())
         if adapter is not None:
             model = PeftModel.from_pretrained(model, str(adapter))
         return [
@@ -180,7 +185,7 @@ def test_dpo_is_held_to_the_very_model_that_the_recipe_names(
     reference: str,
     precompute: bool,
 ) -> None:
-    recipe = quick_recipe(dpo={"reference": reference, "precompute_ref_log_probs": precompute})
+    recipe = quick(dpo={"reference": reference, "precompute_ref_log_probs": precompute})
     given = plan(tiny, recipe, parent=str(adapters["parent"]), champion=str(adapters["champion"]))
     trainer = dpo.make_trainer(given, rows(), adapters["sft"], tmp_path / "dpo", tmp_path / "curve")
     batch = trainer.data_collator(list(trainer.train_dataset))
@@ -196,7 +201,7 @@ def test_dpo_is_held_to_the_very_model_that_the_recipe_names(
 
 
 def test_dpo_has_a_loss_on_the_answers_only(tmp_path: Path, tiny: Path, adapters: dict[str, Path]) -> None:
-    trainer = dpo.make_trainer(plan(tiny, quick_recipe()), rows(), adapters["sft"], tmp_path / "dpo", tmp_path / "c")
+    trainer = dpo.make_trainer(plan(tiny, quick()), rows(), adapters["sft"], tmp_path / "dpo", tmp_path / "c")
     tokenizer = phase.load_tokenizer(str(tiny))
     batch = trainer.data_collator(list(trainer.train_dataset))
     found = [
@@ -207,7 +212,7 @@ def test_dpo_has_a_loss_on_the_answers_only(tmp_path: Path, tiny: Path, adapters
 
 
 def test_training_moves_the_policy_and_not_the_reference(tmp_path: Path, tiny: Path, adapters: dict[str, Path]) -> None:
-    recipe = quick_recipe(dpo={"reference": "parent", "max_steps": 2, "batch_size": 3})
+    recipe = quick(dpo={"reference": "parent", "max_steps": 2, "batch_size": 3})
     given = plan(tiny, recipe, parent=str(adapters["parent"]))
     trainer = dpo.make_trainer(given, rows(), adapters["sft"], tmp_path / "dpo", tmp_path / "curve")
     batch = trainer.data_collator(list(trainer.train_dataset))
@@ -224,7 +229,7 @@ def test_training_moves_the_policy_and_not_the_reference(tmp_path: Path, tiny: P
 def test_where_there_is_none_the_reference_is_the_base(
     tmp_path: Path, tiny: Path, adapters: dict[str, Path], said: dict[str, list[list[float]]], reference: str
 ) -> None:
-    recipe = quick_recipe(dpo={"reference": reference})
+    recipe = quick(dpo={"reference": reference})
     trainer = dpo.make_trainer(plan(tiny, recipe), rows(), adapters["sft"], tmp_path / "dpo", tmp_path / "curve")
     batch = trainer.data_collator(list(trainer.train_dataset))
     assert trainer.compute_ref_log_probs(trainer.model, batch)[0].tolist() == pytest.approx(said["base"][0], abs=2e-3)
@@ -232,7 +237,7 @@ def test_where_there_is_none_the_reference_is_the_base(
 
 def test_a_reference_of_another_shape_is_refused(tmp_path: Path, tiny: Path, adapters: dict[str, Path]) -> None:
     wide = random_adapter(tiny, tmp_path / "wide", 5, r=4)
-    recipe = quick_recipe(dpo={"reference": "champion"})
+    recipe = quick(dpo={"reference": "champion"})
     with pytest.raises(phase.TrainingFailure, match=r"champion: its adapter has another shape \(r 4, ours 8\)"):
         dpo.make_trainer(
             plan(tiny, recipe, champion=str(wide)), rows(), adapters["sft"], tmp_path / "dpo", tmp_path / "curve"

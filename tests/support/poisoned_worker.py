@@ -19,4 +19,4 @@ async def _deadly(self: Score, record: Inbound) -> str:
 
 
 Score.__call__ = _deadly  # type: ignore[method-assign]
-sys.exit(run_worker(load_settings({"worker": {"agents": ["ingest", "score", "curate"]}})))
+sys.exit(run_worker(load_settings({"worker": {"agents": ["score", "curate"]}})))

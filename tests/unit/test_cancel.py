@@ -4,9 +4,11 @@ import asyncio
 from pathlib import Path
 
 import pytest
+from prometheus_client import CollectorRegistry
 
 from agents.trigger import Trigger
 from streams.cancel import end
+from streams.metrics import TrainerMetrics
 from streams.records import TrainRequest
 from streams.settings import load_settings
 from streams.window import OrderedWindow
@@ -101,5 +103,6 @@ async def test_a_trainer_goes_on_though_the_renewal_of_its_lease_swallows_the_ca
     trainer._lease = lease = DeafLease()  # type: ignore[assignment]
     trainer._settings = load_settings({"training": {"work_dir": str(tmp_path)}})
     trainer._runner = Runner()  # type: ignore[assignment]
+    trainer._metrics = TrainerMetrics(CollectorRegistry())
     await trainer.do(TrainRequest(run_id="r", snapshot="s", reasons=[], base_model="b", requested_at=1))
     assert lease.swallowed
