@@ -201,7 +201,11 @@ def fit(
     if has_validation and can_measure and before is None and checkpoint is None:
         before = float(trainer.evaluate()["eval_loss"])
         on_before(before)
+    training = time.monotonic()
     trainer.train(resume_from_checkpoint=str(checkpoint) if checkpoint else None)
+    if trainer.args.report_to and has_validation:
+        # TensorBoard names its files by the second: measured within one, the loss after would overwrite the curve.
+        time.sleep(max(0.0, 1.1 - (time.monotonic() - training)))
     losses = [float(point["loss"]) for point in trainer.state.log_history if "loss" in point]
     after = float(trainer.evaluate()["eval_loss"]) if has_validation else (losses[-1] if losses else None)
     if not has_validation:
