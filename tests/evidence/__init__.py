@@ -1,0 +1,1 @@
+"""Does training on the hardest k teach more than a random k? The experiment of `make evidence`."""
