@@ -57,7 +57,7 @@ $(VLLM_READY): requirements-vllm.lock
 	touch $@
 	echo "  .venv-vllm is ready after $$((SECONDS - started)) s"
 
-.PHONY: help setup demo up test lint check chaos outage fuzz mutants curation gate bench bench-quick pages audit format lock clean
+.PHONY: help setup demo up test lint check chaos outage fuzz mutants curation gate evidence bench bench-quick pages audit format lock clean
 
 help:
 	@echo "make setup   the two venvs (every other target does this by itself)"
@@ -72,6 +72,7 @@ help:
 	echo "make mutants takes out the lines that keep the promises of delivery; a test must notice each (20 minutes)"
 	echo "make curation  measures the curation rules and writes the tables of docs/curation.md (CURATION=... for one)"
 	echo "make gate    does the gate reject a damaged model and promote a whole one, with a real judge? (10 minutes)"
+	echo "make evidence  trains on the hardest k, a random k and the longest k, and compares them (40 minutes)"
 	echo "make bench   measures every stage against its limit and writes the table of docs/performance.md (BENCH=... for one)"
 	echo "make bench-quick  only shows that every benchmark runs"
 	echo "make pages   writes docs/metrics.md and the dashboards of deploy/grafana anew"
@@ -130,6 +131,10 @@ gate: $(READY) $(VLLM_READY)
 audit: $(READY)
 	@$(BIN)/pip-audit --requirement requirements.lock --no-deps
 	$(BIN)/pip-audit --requirement requirements-vllm.lock --no-deps
+
+# EVIDENCE=gpu for the larger form, or a file like tests/evidence/cpu.yaml. What is done is kept under var/evidence.
+evidence: $(READY)
+	@exec $(BIN)/python -m tests.evidence $(or $(EVIDENCE),cpu) --write
 
 # BENCH="buffer growth" for some, printed and not written; BENCH="--write buffer" writes them too.
 bench: $(READY) $(VLLM_READY)

@@ -31,7 +31,7 @@ def replaced(document: str, name: str, table: str) -> str:
     """The document with another table of that name. ValueError if it has no place for it."""
     pattern = re.compile(rf"(<!-- table {re.escape(name)} -->\n).*?(<!-- end -->)", re.DOTALL)
     if not pattern.search(document):
-        raise ValueError(f"{DOCUMENT.name} has no place <!-- table {name} --> … <!-- end -->")
+        raise ValueError(f"the document has no place <!-- table {name} --> … <!-- end -->")
     return pattern.sub(lambda match: f"{match[1]}\n{table}\n\n{match[2]}", document)
 
 
