@@ -21,6 +21,8 @@ class Experiment(BaseModel):
 
     stream: Path | None = None
     """JSON lines with `prompt` and `response`; null: GSM8K and self-instruct of `../shared/data`, with answers."""
+    prompts: int | None = Field(None, ge=1)
+    """At most so many of them, by hash; null: all."""
     judge: Literal["demo", "vllm"] = "demo"
     """`demo`: the demo's judge in this process. `vllm`: that of haypile's settings (`judge.urls`, `judge.model`)."""
     arms: list[Arm] = list(NAMES)

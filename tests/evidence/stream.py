@@ -46,7 +46,7 @@ class Stream:
 def read_stream(experiment: Experiment) -> Stream:
     """Read, rated and divided. Raises `SettingsError` where there is no stream or too little of it."""
     pairs = dict(_file(experiment.stream) if experiment.stream else _shared())
-    texts = sorted(pairs)
+    texts = sorted(pairs, key=lambda text: hashlib.sha256(f"stream:{text}".encode()).digest())[: experiment.prompts]
     rated = difficulties(texts) if experiment.judge == "demo" else asyncio.run(_by_vllm(texts))
     prompts = [Prompt(text, pairs[text], value) for text, value in zip(texts, rated, strict=True)]
     aside = [p for p in prompts if int(p.id[:8], 16) < experiment.aside * 2**32]

@@ -77,7 +77,7 @@ def test_the_experiments_are_valid(file: Path) -> None:
 
 
 def test_an_experiment_without_a_number_of_steps_is_refused(tmp_path: Path) -> None:
-    text = (FOLDER / "cpu.yaml").read_text().replace("max_steps: 16", "max_steps: null")
+    text = (FOLDER / "cpu.yaml").read_text().replace("max_steps: 12", "max_steps: null")
     (tmp_path / "own.yaml").write_text(text)
     with pytest.raises(SettingsError, match="max_steps must be given"):
         load(str(tmp_path / "own.yaml"))
