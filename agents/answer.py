@@ -8,6 +8,7 @@ from collections.abc import Awaitable, Callable
 import msgspec
 
 from streams.buffer.base import Buffer
+from streams.cancel import end
 from streams.errors import InvalidRecord, Transient
 from streams.metrics import Metrics
 from streams.records import Candidate, Member
@@ -68,9 +69,7 @@ class Answer:
                 running -= done
             await asyncio.gather(*running)
         finally:
-            for task in running:
-                task.cancel()
-            await asyncio.gather(*running, return_exceptions=True)
+            await end(running)
 
     async def take_up(self, most: int) -> list[Member]:
         """Claims up to `most` of the hardest members that may be answered now. Raises `Transient` and `Fatal`."""

@@ -16,13 +16,20 @@ AGAIN_S = 1.0
 async def end(tasks: Iterable["asyncio.Future[Any]"], again_s: float = AGAIN_S) -> None:
     """Cancels the tasks until all have ended; how they ended is not told.
 
-    `again_s` must be longer than a task takes for its own tidying up: a second cancellation cuts that short.
+    `again_s` must be longer than a task takes for its own tidying up: a second cancellation cuts that short. Being
+    cancelled itself it ends them all the same, and then lets the cancellation go on.
     """
     given = set(tasks)
+    cancelled: asyncio.CancelledError | None = None
     while left := {task for task in given if not task.done()}:
         for task in left:
             task.cancel()
-        await asyncio.wait(left, timeout=again_s)
+        try:
+            await asyncio.wait(left, timeout=again_s)
+        except asyncio.CancelledError as error:
+            cancelled = error
     for task in given:
         if not task.cancelled():
             task.exception()  # seen: asyncio complains of an exception that nobody has looked at
+    if cancelled is not None:
+        raise cancelled

@@ -6,10 +6,11 @@ from pathlib import Path
 import pytest
 from prometheus_client import CollectorRegistry
 
+from agents.answer import Answer
 from agents.trigger import Trigger
 from streams.cancel import end
-from streams.metrics import TrainerMetrics
-from streams.records import TrainRequest
+from streams.metrics import Metrics, TrainerMetrics
+from streams.records import Member, TrainRequest
 from streams.settings import load_settings
 from streams.window import OrderedWindow
 from trainers.service import _Trainer
@@ -106,3 +107,32 @@ async def test_a_trainer_goes_on_though_the_renewal_of_its_lease_swallows_the_ca
     trainer._metrics = TrainerMetrics(CollectorRegistry())
     await trainer.do(TrainRequest(run_id="r", snapshot="s", reasons=[], base_model="b", requested_at=1))
     assert lease.swallowed
+
+
+@pytest.mark.timeout(10)
+async def test_answering_ends_though_an_answer_swallows_the_cancellation() -> None:
+    begun = asyncio.Event()
+
+    class Deaf(Answer):
+        async def take_up(self, most: int) -> list[Member]:
+            return [] if begun.is_set() else [None]  # type: ignore[list-item]
+
+        async def answer(self, member: Member) -> None:
+            begun.set()
+            await deaf(1)
+
+    settings = load_settings().answer
+    answers = Deaf(
+        settings,
+        buffer=None,  # type: ignore[arg-type]
+        teacher=None,  # type: ignore[arg-type]
+        rewarder=None,  # type: ignore[arg-type]
+        wanted=None,  # type: ignore[arg-type]
+        metrics=Metrics(CollectorRegistry()),
+    )
+    task = asyncio.create_task(answers.run(asyncio.Event()))
+    await begun.wait()
+    await end([task])
+    assert task.cancelled()
+    others = asyncio.all_tasks() - {asyncio.current_task()}
+    assert not others, "no answer is left behind"
