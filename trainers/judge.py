@@ -164,7 +164,7 @@ class Judge:
         from peft import PeftModel
         from transformers import AutoModelForCausalLM, AutoTokenizer
 
-        model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+        model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, use_safetensors=True)
         if adapter is not None:
             model = PeftModel.from_pretrained(model, str(adapter)).merge_and_unload()
         return cls(model.eval(), AutoTokenizer.from_pretrained(base))
@@ -294,7 +294,7 @@ def train(
 
     torch.manual_seed(plan.seed)
     tokenizer: Any = AutoTokenizer.from_pretrained(base)
-    model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32)
+    model: Any = AutoModelForCausalLM.from_pretrained(base, dtype=torch.float32, use_safetensors=True)
     if start is not None:
         model = PeftModel.from_pretrained(model, str(start), is_trainable=True, torch_device="cpu").float()
     else:

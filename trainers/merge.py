@@ -23,7 +23,7 @@ def merge(base_model: str, adapter: Path, folder: Path) -> None:
     transformers_logging.disable_progress_bar()  # type: ignore[no-untyped-call]
     try:
         tokenizer = AutoTokenizer.from_pretrained(base_model)
-        base = AutoModelForCausalLM.from_pretrained(base_model, dtype="auto")
+        base = AutoModelForCausalLM.from_pretrained(base_model, dtype="auto", use_safetensors=True)
         model = PeftModel.from_pretrained(base, str(adapter))
     except (OSError, ValueError, RuntimeError, KeyError) as error:
         raise Fatal(f"cannot merge {adapter.name} into {base_model}: {' '.join(str(error).split())[:400]}") from None

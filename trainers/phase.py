@@ -59,7 +59,9 @@ def load_tokenizer(base_model: str) -> PreTrainedTokenizerBase:
 def load_base(base_model: str, recipe: Recipe) -> Any:
     """The frozen base model in the recipe's dtype, on the CPU (the trainer moves it)."""
     try:
-        return AutoModelForCausalLM.from_pretrained(base_model, dtype=getattr(torch, recipe.dtype))
+        return AutoModelForCausalLM.from_pretrained(
+            base_model, dtype=getattr(torch, recipe.dtype), use_safetensors=True
+        )
     except (OSError, ValueError) as error:
         raise TrainingFailure("model", f"cannot load {base_model}: {_line(error)}") from None
 

@@ -242,3 +242,17 @@ def test_a_reference_of_another_shape_is_refused(tmp_path: Path, tiny: Path, ada
         dpo.make_trainer(
             plan(tiny, recipe, champion=str(wide)), rows(), adapters["sft"], tmp_path / "dpo", tmp_path / "curve"
         )
+
+
+def test_a_base_model_that_is_a_pickle_is_not_loaded(tmp_path: Path, tiny: Path) -> None:
+    import shutil
+
+    import torch
+    from safetensors.torch import load_file
+
+    folder = tmp_path / "pickled"
+    shutil.copytree(tiny, folder)
+    torch.save(load_file(folder / "model.safetensors"), folder / "pytorch_model.bin")
+    (folder / "model.safetensors").unlink()
+    with pytest.raises(phase.TrainingFailure, match="cannot load"):
+        phase.load_base(str(folder), quick())
