@@ -6,7 +6,7 @@ no text of a prompt is in them. Spans are sent in the background and dropped whe
 wait for it.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from typing import Any, Protocol
 
@@ -16,6 +16,13 @@ from streams.settings import TracingSettings
 Headers = tuple[tuple[str, bytes], ...]
 
 CONTEXT = ("traceparent", "tracestate")
+LONGEST = 512
+"""Characters; what the recommendation asks everybody to be able to pass on."""
+
+
+def trace_context(given: Mapping[str, str]) -> Headers:
+    """The W3C trace context of an HTTP request, as headers of a record; what is too long is as if it were not there."""
+    return tuple((name, given[name].encode("latin-1")) for name in CONTEXT if 0 < len(given.get(name, "")) <= LONGEST)
 
 
 class Record(Protocol):

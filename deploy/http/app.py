@@ -28,6 +28,7 @@ from streams.errors import Transient
 from streams.metrics import HttpMetrics
 from streams.settings import HttpSettings, Settings
 from streams.topics import topic_names
+from streams.tracing import trace_context
 
 log = logging.getLogger(__name__)
 
@@ -134,7 +135,8 @@ def create_app(settings: Settings, metrics: HttpMetrics) -> FastAPI:
         bodies = read_prompts(await _read(request, given))
         records = raw_prompts(bodies, settings, name)
         # The user is the key, as in `haypile ingest`: one user's prompts stay in order.
-        keyed = [(str(raw.id), Keyed(raw, raw.user_id or str(raw.id))) for raw in records]
+        trace = trace_context(request.headers)
+        keyed = [(str(raw.id), Keyed(raw, raw.user_id or str(raw.id), trace)) for raw in records]
         return await take("/v1/prompts", topics.raw, name, keyed)
 
     @app.post(

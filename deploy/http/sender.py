@@ -25,6 +25,7 @@ class Keyed:
 
     record: msgspec.Struct
     key: str
+    headers: Sequence[tuple[str, bytes]] = ()
 
 
 class Sender:
@@ -64,7 +65,7 @@ class Sender:
         """
         if not self._ready.is_set():
             raise Transient(f"Kafka at {self._kafka.bootstrap} is not reachable")
-        tasks = [asyncio.create_task(self._producer.send(topic, keyed.record, keyed.key)) for keyed in records]
+        tasks = [asyncio.create_task(self._producer.send(topic, k.record, k.key, list(k.headers))) for k in records]
         try:
             await asyncio.wait(tasks, timeout=timeout_s)
         finally:

@@ -30,15 +30,17 @@ class Broker:
 
     def __init__(self) -> None:
         self.taken: list[tuple[str, msgspec.Struct, str]] = []
+        self.headers: list[list[tuple[str, bytes]]] = []
         self.refused: set[str] = set()
         self.silent: set[str] = set()
 
-    async def send(self, topic: str, record: RawPrompt, key: str) -> None:
+    async def send(self, topic: str, record: RawPrompt, key: str, headers: list[tuple[str, bytes]]) -> None:
         if record.id in self.silent:
             await asyncio.Event().wait()
         if record.id in self.refused:
             raise Transient("Kafka did not take a record")
         self.taken.append((topic, record, key))
+        self.headers.append(headers)
 
     async def __aenter__(self) -> "Broker":
         return self
@@ -230,3 +232,10 @@ def test_every_answer_is_counted_and_a_foreign_path_makes_no_label(client: TestC
     registry = client.metrics.registry  # type: ignore[attr-defined]
     labels = ({"path": "/v1/prompts", "status": "401"}, {"path": "other", "status": "404"})
     assert [registry.get_sample_value("haypile_http_requests_total", label) for label in labels] == [1, 2]
+
+
+def test_the_trace_context_of_a_request_goes_with_its_prompts(client: TestClient, broker: Broker) -> None:
+    trace = {"traceparent": "00-4bf92f3577b34da6a3ce929d0e0e4736-00f067aa0ba902b7-01", "tracestate": "x" * 513}
+    body = [{"prompt": "one?"}, {"prompt": "two?"}]
+    assert client.post("/v1/prompts", json=body, headers=HEADERS | trace).status_code == 202
+    assert broker.headers == [[("traceparent", trace["traceparent"].encode())]] * 2
