@@ -20,7 +20,7 @@ from redis.asyncio import Redis
 
 from agents.anchors import Anchors, AnchorStore
 from agents.answer import Answer
-from agents.curate import Curate, Curator, Log
+from agents.curate import Curate, Curator
 from agents.forget import Forget, Sweeper
 from agents.hop import Handler, Hop
 from agents.ingest import Ingest, Seen
@@ -28,6 +28,7 @@ from agents.poison import Poison
 from agents.rescore import LEASE_S, Rescore
 from agents.rules.dead_letter_limit import DeadLetterLimit
 from agents.score import Score
+from agents.scored_log import Log
 from agents.screen import Screen
 from deploy import intake
 from deploy.clients import judge_pool as judge_pool_of

@@ -21,11 +21,11 @@ from typing import Any
 import msgspec
 from prometheus_client import CollectorRegistry
 
-from agents.curate import read_scored
 from agents.hop import Hop
 from agents.ingest import Ingest
 from agents.rules.contamination import Contamination
 from agents.rules.dead_letter_limit import DeadLetterLimit
+from agents.scored_log import read_scored
 from deploy import intake
 from deploy.feeding import key_of, lines_of
 from streams.app import Inbound

@@ -170,7 +170,8 @@ async def _rebuild(settings: "Settings", judge: str | None) -> dict[str, Any]:
     import time
     from collections import Counter
 
-    from agents.curate import Curator, Log, replay
+    from agents.curate import Curator, replay
+    from agents.scored_log import Log
     from streams.judge import identity_of
     from streams.topics import create_topics, topic_names
 

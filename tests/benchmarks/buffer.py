@@ -24,7 +24,7 @@ from tests.benchmarks.load import offers
 from tests.benchmarks.services import running_valkey
 
 BATCH = 128
-"""As `agents.curate.BATCH`."""
+"""As `agents.scored_log.BATCH`."""
 RECORD_BYTES = 2000
 
 Write = tuple[float, bytes, bytes]

@@ -15,9 +15,10 @@ import msgspec
 from prometheus_client import CollectorRegistry
 from redis.asyncio import Redis
 
-from agents.curate import Curate, Curator, Log
+from agents.curate import Curate, Curator
 from agents.ingest import Ingest, Seen
 from agents.score import Score
+from agents.scored_log import Log
 from deploy import intake
 from streams.app import Inbound
 from streams.buffer.base import rules

@@ -14,8 +14,8 @@ from uuid import uuid4
 
 from aiokafka import AIOKafkaProducer
 
-from agents.curate import BATCH
 from agents.rules.length import estimate, tokens_of
+from agents.scored_log import BATCH
 from deploy import intake
 from streams.buffer.rank import member_key
 from streams.buffer.redis import KEY_NAMES, generation_keys

@@ -13,7 +13,7 @@ from tempfile import TemporaryDirectory
 
 from prometheus_client import CollectorRegistry
 
-from agents.curate import BATCH
+from agents.scored_log import BATCH
 from agents.trigger import Trigger
 from deploy.local.processes import free_port, port_open
 from streams.buffer.base import rules

@@ -11,7 +11,8 @@ from collections import Counter, defaultdict
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 
-from agents.curate import Curator, read_scored
+from agents.curate import Curator
+from agents.scored_log import read_scored
 from streams.buffer.base import BufferRules
 from streams.buffer.memory import MemoryBuffer
 from streams.buffer.minhash import alike, conversation_text, sketch

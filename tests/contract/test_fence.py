@@ -6,7 +6,8 @@ from typing import Any
 import pytest
 import pytest_asyncio
 
-from agents.curate import Curator, Scored
+from agents.curate import Curator
+from agents.scored_log import Scored
 from streams.buffer.base import BufferRules, Position
 from streams.buffer.generations import GenerationMoved, Generations
 from streams.buffer.memory_generations import MemoryGenerations

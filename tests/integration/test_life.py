@@ -18,7 +18,8 @@ from aiohttp.test_utils import TestServer
 from prometheus_client import CollectorRegistry
 from redis.asyncio import Redis
 
-from agents.curate import Curator, Scored
+from agents.curate import Curator
+from agents.scored_log import Scored
 from agents.trigger import Trigger
 from deploy.forget import Forgetter
 from streams.buffer.base import Position, rules

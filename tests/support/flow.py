@@ -5,7 +5,8 @@ import json
 import random
 import time
 
-from agents.curate import Curator, Scored, read_scored
+from agents.curate import Curator
+from agents.scored_log import Scored, read_scored
 from streams.buffer.base import BufferRules
 from streams.buffer.memory import MemoryBuffer
 from streams.buffer.redis import RedisBuffer

@@ -7,7 +7,8 @@ from typing import Any
 import msgspec
 from prometheus_client import CollectorRegistry
 
-from agents.curate import Curate, Curator, Log, Scored
+from agents.curate import Curate, Curator
+from agents.scored_log import Log, Scored
 from streams.buffer.base import BufferRules
 from streams.buffer.memory import MemoryBuffer
 from streams.metrics import Metrics

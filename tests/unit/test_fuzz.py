@@ -6,7 +6,7 @@ import random
 from hypothesis import given
 from hypothesis import strategies as st
 
-from agents.curate import read_scored
+from agents.scored_log import read_scored
 from tests.fuzz import BYTES, VALUES, Fuzz, record, run
 
 

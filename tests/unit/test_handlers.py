@@ -9,9 +9,10 @@ import msgspec
 import pytest
 from prometheus_client import CollectorRegistry
 
-from agents.curate import Curate, Curator, Log, Scored, read_scored, replay
+from agents.curate import Curate, Curator, replay
 from agents.ingest import Ingest, Seen
 from agents.score import Score
+from agents.scored_log import Log, Scored, read_scored
 from deploy import intake
 from streams.app import Inbound
 from streams.buffer.base import BufferRules, Offer, Position

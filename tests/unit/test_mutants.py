@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.mutants import ROOT, Mutant, load
+from tests.mutants import ROOT, Mutant, load, table
 
 
 def names(file: Path) -> set[str]:
@@ -20,3 +20,8 @@ def test_a_mutant_fits_the_code(mutant: Mutant) -> None:
     assert text.count(mutant.old) == 1
     file, _, test = mutant.test.partition("::")
     assert not test or test.partition("[")[0] in names(ROOT / file)
+
+
+def test_the_table_of_the_document_is_the_list() -> None:
+    document = (ROOT / "docs" / "delivery.md").read_text("utf-8")
+    assert table() in document

@@ -8,8 +8,9 @@ import msgspec
 import pytest
 from prometheus_client import CollectorRegistry
 
-from agents.curate import Curate, Curator, Scored, positions_of, read_scored
+from agents.curate import Curate, Curator, positions_of
 from agents.rescore import AGAIN_S, Rescore
+from agents.scored_log import Scored, read_scored
 from agents.trigger import policy_state
 from streams.app import Inbound
 from streams.buffer.base import BufferRules
