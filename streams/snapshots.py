@@ -11,8 +11,9 @@ import io
 import re
 import shutil
 import uuid
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from datetime import UTC, datetime
+from itertools import accumulate
 from pathlib import Path
 from typing import Any, Literal
 
@@ -272,31 +273,42 @@ async def _all(buffer: Buffer) -> list[Member]:
 
 
 def _parquet(members: list[Member]) -> bytes:
+    """The rows that `row` makes, column by column: pyarrow takes three times as long over dicts."""
     import pyarrow
     import pyarrow.parquet
 
     text, number, integer = pyarrow.string(), pyarrow.float64(), pyarrow.int64()
-    message = pyarrow.struct({"role": text, "content": text})
-    candidate = pyarrow.struct({"text": text, "reward": number, "origin": text, "model": text})
-    # Given, not inferred: an empty list or a column of nulls has no type of its own.
-    types = {
-        "id": text,
-        "prompt_id": text,
-        "messages": pyarrow.list_(message),
-        "difficulty": number,
-        "quality": number,
-        "category": text,
-        "judge": text,
-        "rank_key": number,
-        "candidates": pyarrow.list_(candidate),
-        "user_id": text,
-        "source": text,
-        "ts": integer,
-        "near_duplicates": integer,
-        "origin": text,
-    }
-    rows = [row(member) for member in members]
-    table = pyarrow.table({name: pyarrow.array([r[name] for r in rows], type=kind) for name, kind in types.items()})
+    prompts = [member.prompt for member in members]
+
+    # Types are given, not inferred: an empty list or a column of nulls has no type of its own.
+    def column(of: Sequence[Any], name: str, kind: pyarrow.DataType) -> pyarrow.Array:
+        return pyarrow.array([getattr(one, name) for one in of], type=kind)
+
+    def nested(lists: list[Any], kinds: dict[str, pyarrow.DataType]) -> pyarrow.Array:
+        flat = [one for listed in lists for one in listed]
+        columns = [column(flat, name, kind) for name, kind in kinds.items()]
+        offsets = pyarrow.array(accumulate(map(len, lists), initial=0), type=pyarrow.int32())
+        return pyarrow.ListArray.from_arrays(offsets, pyarrow.StructArray.from_arrays(columns, names=list(kinds)))
+
+    answer = {"text": text, "reward": number, "origin": text, "model": text}
+    table = pyarrow.table(
+        {
+            "id": column(prompts, "id", text),
+            "prompt_id": column(prompts, "prompt_id", text),
+            "messages": nested([prompt.messages for prompt in prompts], {"role": text, "content": text}),
+            "difficulty": column(prompts, "difficulty", number),
+            "quality": column(prompts, "quality", number),
+            "category": column(prompts, "category", text),
+            "judge": column(prompts, "judge", text),
+            "rank_key": column(members, "rank_key", number),
+            "candidates": nested([member.candidates for member in members], answer),
+            "user_id": column(prompts, "user_id", text),
+            "source": column(prompts, "source", text),
+            "ts": column(prompts, "ts", integer),
+            "near_duplicates": column(members, "near_duplicates", integer),
+            "origin": column(prompts, "origin", text),
+        }
+    )
     buffer = io.BytesIO()
     # A dictionary of texts that are all different costs more than it saves.
     pyarrow.parquet.write_table(table, buffer, use_dictionary=["category", "judge", "user_id", "source"])
