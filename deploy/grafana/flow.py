@@ -17,6 +17,7 @@ def flow() -> Dashboard:
             "Records": _records(),
             "What waits, and for what": _waiting(),
             "The judge": _judge(),
+            "Over HTTP": _http(),
             "Machines": _machines(),
         },
     )
@@ -166,6 +167,27 @@ def _judge() -> list[Panel]:
                 "{{instance}} waiting": "sum by (instance) (vllm:num_requests_waiting)",
             },
             "short",
+        ),
+    ]
+
+
+def _http() -> list[Panel]:
+    return [
+        lines(
+            "Requests",
+            "What `haypile http` answers, a second. 429: a key is over its limit; 503: Kafka did not take it.",
+            {"{{path}} {{status}}": "sum by (path, status) (rate(haypile_http_requests_total[5m]))"},
+            "ops",
+            stacked=True,
+        ),
+        lines(
+            "Time of a request",
+            "The slowest twentieth. It includes Kafka's word that it has the record.",
+            {
+                "{{path}} p95": "histogram_quantile(0.95,"
+                " sum by (path, le) (rate(haypile_http_request_seconds_bucket[5m])))"
+            },
+            "s",
         ),
     ]
 
