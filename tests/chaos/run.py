@@ -15,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from statistics import median
 
-from tests.chaos.auditor import Audit, audit, collect
+from tests.chaos.auditor import Audit, Training, audit, collect
 from tests.chaos.drive import Drive, Sender
 from tests.chaos.schedule import BROKER, FLOW, LOCAL_BROKER, TRAINING, Fault, schedule
 from tests.chaos.system import CAPACITY, EXACT, RULES, ExternalKafka, System
@@ -42,6 +42,8 @@ class Report:
     """Seconds from SIGTERM to the end of each part."""
     replays: int
     """Times that a worker found Redis behind the log."""
+    failures: list[str]
+    """Why runs failed, in their own words."""
 
     def table(self) -> str:
         """Plain text."""
@@ -58,6 +60,7 @@ class Report:
             f"lost: {a.lost}   twice in effect: {a.twice}",
             "records: " + ", ".join(f"{end} {count}" for end, count in sorted(a.account.items())),
             "runs: " + (", ".join(f"{end} {count}" for end, count in sorted(a.runs.items())) or "none"),
+            *(f"a run failed: {reason}" for reason in self.failures),
             "repeated on the wire: " + ", ".join(f"{topic} {count}" for topic, count in a.repeated_on_wire.items()),
             f"Redis found behind the log, and replayed: {self.replays} times",
             "ended by themselves, started again: " + (json.dumps(self.revived) if self.revived else "none"),
@@ -127,10 +130,17 @@ def run(
             raise drive.errors[0]
         result = audit(collect(system, sender.taken, runs))
         replays = system.log_mentions(["worker-1", "worker-2"], "Redis is behind the log")
+    failures = why_failed(runs) if runs is not None else []
     title = f"seed {seed}, near-duplicates and caps {'on' if rules else 'off'}, capacity {CAPACITY}"
     kinds = Counter(fault.kind for fault in all_faults)
     took_s = time.monotonic() - started
-    return Report(title, kinds, drive.hits, drive.recovery_s, result, took_s, drive.revived, stopped, replays)
+    return Report(title, kinds, drive.hits, drive.recovery_s, result, took_s, drive.revived, stopped, replays, failures)
+
+
+def why_failed(training: Training) -> list[str]:
+    """The reason of each run that failed; one may tell of its end twice."""
+    reasons = {event.run_id: event.metrics.get("reason") for event in training.events if event.phase == "failed"}
+    return sorted(map(str, reasons.values()))
 
 
 def main() -> int:
