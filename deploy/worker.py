@@ -49,7 +49,7 @@ from streams.redis_client import connect
 from streams.retry import OutageLog, patiently
 from streams.rewards import Rewarder
 from streams.settings import Settings
-from streams.topics import Topics, create_topics, topic_names
+from streams.topics import Topics, ensure_topics, topic_names
 from streams.tracing import Tracing
 from streams.vllm import VllmPool
 
@@ -112,7 +112,7 @@ class _Worker:
         settings, agents = self.settings, self.settings.worker.agents
         async with AsyncExitStack() as stack:
             self._serve_metrics()
-            await self._patiently(lambda: asyncio.to_thread(create_topics, settings.kafka))
+            await self._patiently(lambda: ensure_topics(settings.kafka))
             producer = Producer(settings.kafka)
             await self._patiently(producer.__aenter__)
             stack.push_async_exit(producer)
