@@ -329,7 +329,9 @@ class RedisBuffer:
     async def members(self, ms: Sequence[bytes], only: int) -> list[Member]:
         """Those of the keys that are members, in their order. Raises `GenerationMoved` after a switch."""
         return [
-            m for i in range(0, len(ms), SCAN_COUNT) for m in await self._read("m", *ms[i : i + SCAN_COUNT], only=only)
+            member
+            for start in range(0, len(ms), SCAN_COUNT)
+            for member in await self._read("m", b"".join(ms[start : start + SCAN_COUNT]), only=only)
         ]
 
     async def place(self, id: str) -> int | None:
@@ -392,7 +394,7 @@ class RedisBuffer:
                 ranks.update(struct.iter_unpack(">12sd", packed))
             ms = sorted(ranks, key=lambda m: (ranks[m], m), reverse=True)
             for start in range(0, max(1, len(ms)), chunk):  # once also for none: the scan was of the right generation?
-                members = await self._read("m", *ms[start : start + chunk], only=only)
+                members = await self._read("m", b"".join(ms[start : start + chunk]), only=only)
                 if members:
                     yield members
         except GenerationMoved:
