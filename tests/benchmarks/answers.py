@@ -1,6 +1,7 @@
 """Generated tokens/s through `answer` beside the same requests from a bare client, on one vLLM.
 
 Rewards are the judge's work, not the teacher's: here a fake gives them at once, so that only generating is compared.
+In each round both answer the same prompts, but for a first word: vLLM has none of them in its prefix cache.
 """
 
 import asyncio
@@ -29,7 +30,7 @@ from tests.benchmarks.services import running_valkey
 from tests.support.stack import fake_vllm
 
 K = 2
-MAX_TOKENS = 48
+MAX_TOKENS = 32
 RECORD_BYTES = 900
 """Prompts of some 80 tokens."""
 
@@ -37,15 +38,15 @@ RECORD_BYTES = 900
 def measure(effort: Effort) -> list[Row]:
     """Tokens/s, in turns; every run answers prompts of its own."""
     [url] = effort.vllm(1)
-    prompts = effort.pick(32, 6)
-    seeds = count(9000)
+    prompts = effort.pick(48, 6)
+    ours, theirs = count(9000), count(9000)
     with running_valkey() as valkey, TemporaryDirectory() as folder, fake_vllm(Path(folder)) as judge:
         values = take_turns(
             {
-                "haypile": lambda: asyncio.run(_haypile(valkey.url, url, judge, prompts, next(seeds))),
-                "bare": lambda: asyncio.run(_bare(url, prompts, next(seeds))),
+                "haypile": lambda: asyncio.run(_haypile(valkey.url, url, judge, prompts, next(ours))),
+                "bare": lambda: asyncio.run(_bare(url, prompts, next(theirs))),
             },
-            effort.few_rounds,
+            effort.rounds,
             0,
         )
     return [
@@ -101,7 +102,7 @@ async def _bare(url: str, prompts: int, seed: int) -> float:
         for offer in left:
             body = {
                 "model": settings.model,
-                "messages": [{"role": m.role, "content": m.content} for m in offer.prompt.messages],
+                "messages": [{"role": m.role, "content": f"Again: {m.content}"} for m in offer.prompt.messages],
                 "n": K,
                 "temperature": settings.temperature,
                 "top_p": settings.top_p,
