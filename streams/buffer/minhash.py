@@ -98,7 +98,7 @@ def sketch(text: str, threshold: float) -> Sketch:
     packed = struct.pack(f"<{SLOTS}I", *minhash.digest())
     count, rows = bands_and_rows(threshold)
     # The start value keeps equal slots of different bands apart.
-    bands = [zlib.crc32(packed[i : i + 4 * rows], i) for i in range(0, count * 4 * rows, 4 * rows)]
+    bands = map(zlib.crc32, struct.unpack_from(f"{4 * rows}s" * count, packed), range(0, count * 4 * rows, 4 * rows))
     return Sketch(packed[::4], struct.pack(f">{count}I", *bands))
 
 
