@@ -1,8 +1,8 @@
 """A real Prometheus with the deployed configuration looks at a running system: every panel has something to show.
 
 The system is what production runs, but for vLLM and the training process, which are fakes: a broker, Redis, a worker
-with all agents, a trainer that does a run. A second judge that is not there, and a few answers of 503, give the panels
-about trouble something to show too.
+with all agents, a trainer that does a run, the HTTP interface. A second judge that is not there, and a few answers of
+503, give the panels about trouble something to show too.
 """
 
 import json
@@ -13,7 +13,8 @@ from collections.abc import Iterator
 
 import pytest
 
-from deploy.local.processes import free_port
+from deploy.http.keys import digest
+from deploy.local.processes import free_port, port_open
 from tests.support import fake_training
 from tests.support.dashboards import boards, choices, queries
 from tests.support.flow import CAPACITY, prompts
@@ -25,6 +26,7 @@ BOARDS = boards()
 BATCH = 60
 EVERY_S = 0.5
 FAILURES = 12
+KEY = "the key of the app"
 
 
 def some_prompts(number: int) -> list[bytes]:
@@ -35,10 +37,12 @@ def some_prompts(number: int) -> list[bytes]:
 
 
 class Load:
-    """Sends batches until it is told to stop, so that rates are of something that goes on."""
+    """Sends batches, and a prompt over HTTP with each, until it is told to stop: so that rates are of something that
+    goes on."""
 
-    def __init__(self, topics: Topics) -> None:
+    def __init__(self, topics: Topics, http: str) -> None:
         self._topics = topics
+        self._http = http
         self._stop = threading.Event()
         self._thread = threading.Thread(target=self._run, daemon=True)
 
@@ -53,6 +57,10 @@ class Load:
         number = 0
         while not self._stop.wait(EVERY_S):
             self._topics.send(some_prompts(number))
+            body = json.dumps({"prompt": f"Why does the tide of day {number} come later?"}).encode()
+            headers = {"Authorization": f"Bearer {KEY}", "Content-Type": "application/json"}
+            request = urllib.request.Request(f"{self._http}/v1/prompts", body, headers)
+            urllib.request.urlopen(request, timeout=30).close()
             number += 1
 
 
@@ -68,7 +76,7 @@ def prometheus(
     # The fake judge's ratings are a hash: whatever they are, the challenger is promoted.
     gate = {"min_prompts": 4, "min_win_rate": 0, "min_lower_bound": 0, "tie_margin": 8}
     recipe.write_text(quick_recipe(gate=gate).model_dump_json())
-    trainer_port = free_port()
+    trainer_port, http_port, http_metrics_port = free_port(), free_port(), free_port()
     environ = {
         **topics.environ(),
         "HAYPILE_REDIS__URL": redis_url,
@@ -97,18 +105,23 @@ def prometheus(
         "HAYPILE_TRAINING__WORK_DIR": str(folder / "runs"),
         "HAYPILE_TRAINING__GROUP": f"{topics.kafka.topic_prefix}trainer",
         "HAYPILE_TRAINER_METRICS_PORT": str(trainer_port),
+        "HAYPILE_HTTP__PORT": str(http_port),
+        "HAYPILE_HTTP__METRICS_PORT": str(http_metrics_port),
+        "HAYPILE_HTTP__API_KEYS": json.dumps({"app": digest(KEY)}),
         fake_training.VARIABLE: "steps 5",
     }
     worker = Worker(folder, "worker", "ingest,score,curate,answer,trigger", environ)
     trainer = Process(["-m", "tests.support.fake_training"], folder / "trainer.log", environ)
+    http = Process(["-m", "deploy.cli", "http"], folder / "http.log", environ)
     targets = {
         "haypile-worker": [f"127.0.0.1:{worker.metrics_port}"],
         "haypile-trainer": [f"127.0.0.1:{trainer_port}"],
-        "haypile-http": [],
+        "haypile-http": [f"127.0.0.1:{http_metrics_port}"],
         "vllm": [judge.removeprefix("http://")],
     }
     try:
-        with running_prometheus(folder, targets) as server, Load(topics):
+        wait_for("the HTTP interface", lambda: port_open(http_port), 60)
+        with running_prometheus(folder, targets) as server, Load(topics, f"http://127.0.0.1:{http_port}"):
             wait_for("the flow", lambda: worker.handled("curate") > 0, 60)
             fault = json.dumps({"kind": "503", "count": FAILURES}).encode()
             urllib.request.urlopen(f"{judge}/fault", fault, timeout=5).close()
@@ -121,6 +134,7 @@ def prometheus(
     finally:
         worker.kill()
         trainer.kill()
+        http.kill()
 
 
 def shows(server: Prometheus, expr: str) -> bool:
