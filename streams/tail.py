@@ -14,7 +14,7 @@ from streams.tls import kafka_connection
 
 log = logging.getLogger(__name__)
 
-FETCH_MS = 200
+FETCH_MS = 100
 """An idle fetch of this consumer is answered after this: so long a reading takes at most when nothing is new."""
 POLL_MS = 20
 

@@ -8,27 +8,27 @@ from collections.abc import Sequence
 from functools import cache
 from typing import Any
 
-import numpy as np
-from py3langid.langid import MODEL_FILE, LanguageIdentifier
-
 from streams.records import Message
 
 HEAD_CHARS = 600
 """Of a longer text its beginning decides: the detector walks it byte by byte (about 1 µs each)."""
 
 
-class _Identifier(LanguageIdentifier):  # type: ignore[misc]
-    """With its table in single precision: numpy converts what it takes of the model's half precision each time, which
-    took four fifths of the time of a decision. 28 MB more; the same numbers."""
-
-    def __init__(self, nb_ptc: Any, *arguments: Any, **options: Any) -> None:
-        super().__init__(np.asarray(nb_ptc, dtype=np.float32), *arguments, **options)
-
-
 @cache
-def _identifier() -> LanguageIdentifier:
+def _identifier() -> Any:
+    # Here: numpy and the model load while a worker joins its group.
+    import numpy as np
+    from py3langid.langid import MODEL_FILE, LanguageIdentifier
+
+    class Identifier(LanguageIdentifier):  # type: ignore[misc]
+        """With its table in single precision: numpy converts what it takes of the model's half precision each time,
+        which took four fifths of the time of a decision. 28 MB more; the same numbers."""
+
+        def __init__(self, nb_ptc: Any, *arguments: Any, **options: Any) -> None:
+            super().__init__(np.asarray(nb_ptc, dtype=np.float32), *arguments, **options)
+
     # Probabilities instead of raw scores; the module's own function has no way to ask for them.
-    return _Identifier.from_model_file(MODEL_FILE, norm_probs=True)
+    return Identifier.from_model_file(MODEL_FILE, norm_probs=True)
 
 
 class LanguageDetector:
