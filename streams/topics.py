@@ -9,6 +9,7 @@ from streams.tls import kafka_connection
 
 BOOTSTRAP_MS = 5_000
 """kafka-python's 30 s are too long for a person at a terminal; the worker asks again anyway."""
+LOOK_MS = 10_000
 
 
 @dataclass(frozen=True)
@@ -125,7 +126,8 @@ async def ensure_topics(kafka: KafkaSettings) -> None:
     from aiokafka.admin import AIOKafkaAdminClient
     from aiokafka.errors import KafkaError
 
-    admin = AIOKafkaAdminClient(**kafka_connection(kafka))
+    # A broker that takes the connection and says nothing is asked again, instead of waited for 40 s.
+    admin = AIOKafkaAdminClient(**kafka_connection(kafka), request_timeout_ms=LOOK_MS)
     try:
         await admin.start()
         there = await admin.list_topics()
