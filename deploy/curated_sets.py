@@ -7,7 +7,7 @@ User ids, record ids and metadata are not written; a row's `uuid` is the digest 
 
 import json
 from collections import Counter
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 from deploy.set_formats import SetFormat
 from streams.errors import Fatal
 from streams.records import Member
-from streams.snapshots import row as snapshot_row
+from streams.snapshots import rows as snapshot_rows
 from trainers.dataset import TrainingSet, Turns, build
 from trainers.recipe import Recipe
 
@@ -34,16 +34,21 @@ class Curated:
     judges: list[str]
 
 
-def curate(members: Sequence[Member], held_out: Collection[str], recipe: Recipe, format: SetFormat) -> Curated:
+def curate(members: list[Member], held_out: Collection[str], recipe: Recipe, format: SetFormat) -> Curated:
     """Both sets of the members. `held_out` are prompt ids that must not be in them.
 
     The recipe's rules decide (pairing, least margin and reward); no answer is too long here. Reasons are those of
     `trainers.dataset.TrainingSet`, and `not_alpaca` for conversations that Alpaca's columns cannot hold.
     """
     rules = recipe.data.model_copy(update={"validation_rows": 0, "replay_share": 0.0})
-    rows = [snapshot_row(member) for member in members]
     found: TrainingSet = build(
-        rows, rules, length=lambda _: 0, sft_max_length=1, dpo_max_length=1, seed=recipe.seed, held_out=held_out
+        snapshot_rows(members),
+        rules,
+        length=lambda _: 0,
+        sft_max_length=1,
+        dpo_max_length=1,
+        seed=recipe.seed,
+        held_out=held_out,
     )
     by_prompt = {_key(_turns(member)): member for member in members}
     out = Curated({name: [] for name in SETS}, Counter(found.left_out), len(members), [])

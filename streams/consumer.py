@@ -16,9 +16,8 @@ from mode.services import Service, WaitResults
 
 FETCH_WAIT_MS = 25
 """Longest wait of a fetch for a first record (Faust's is 1,500). A Kafka answers as soon as there is one, but a record
-of a partition that is not in the fetch under way, because it has just given some, waits for its end. Tansu looks about
-twice in that time. On it a lone record was in the buffer 80 ms sooner than with 100 here; an idle worker takes 5 % of a
-core, with 100 here 2 % (measured)."""
+of a partition that is not in the fetch under way, because it has just given some, waits for its end; Tansu looks about
+twice in that time. An idle worker asks forty times a second; `make bench BENCH=reaction` has a lone record."""
 
 
 class Monitor(faust.Monitor):
