@@ -68,7 +68,7 @@ def _run(flags: dict[str, object], clock: Clock) -> int:
             watch.until("curate", lambda: seen.settled >= len(sample.values), lambda: _settling(seen, sample))
             clock.say(_settling(seen, sample))
             watch.until("answer and trigger", lambda: seen.request is not None, lambda: _answering(settings))
-            watch.until("train", lambda: seen.final is not None, lambda: _training(settings, seen))
+            watch.until("train", lambda: seen.final is not None, lambda: training_progress(settings, seen))
         finally:
             follower.close()
         final = seen.final
@@ -151,12 +151,14 @@ def _answering(settings: Settings) -> str:
         return str(error)
 
 
-def _training(settings: Settings, seen: Seen) -> str:
+def training_progress(settings: Settings, seen: Seen) -> str:
     if seen.request is None:
         return "no run was requested"
-    phase = seen.events[-1].phase if seen.events else "waiting for the trainer"
+    # Points of the curve come a little later than what they are of.
+    phases = [event.phase for event in seen.events if "step" not in event.metrics]
+    if not phases:
+        return "waiting for the trainer"
     points = RunFolder.of(settings.training.work_dir, seen.request.run_id).points()
-    losses = [point for point in points if "loss" in point]
-    if not losses or phase not in ("sft", "dpo"):
-        return f"{phase} goes on"
-    return f"{phase} goes on; {losses[-1]['phase']} step {losses[-1]['step']}: loss {losses[-1]['loss']:.3f}"
+    losses = [point for point in points if "loss" in point and point["phase"] == phases[-1]]
+    told = f", step {losses[-1]['step']}: loss {losses[-1]['loss']:.3f}" if losses else ""
+    return f"{phases[-1]} goes on{told}"
